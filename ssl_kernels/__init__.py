@@ -1,0 +1,6 @@
+"""Losses of self-supervised contrastive learning, computed without ever storing the similarity matrix."""
+
+from ssl_kernels.backends import use_backend
+from ssl_kernels.losses import *  # noqa: F403
+
+__version__ = "0.1.0"

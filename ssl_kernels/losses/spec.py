@@ -1,0 +1,34 @@
+"""What tests and benchmarks need to know of a loss. Each loss file ends with one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """One loss: how to call it, what it must equal, and inputs of any size to do so with.
+
+    Args:
+        name: as in ``{name}_loss``, ``{name}_reference``.
+        fused: the function users call; takes the inputs as keywords, and ``backend=``.
+        reference: the same in plain PyTorch, differentiable any number of times, storing whatever it likes.
+        module: makes the ``nn.Module``; called with the features (and labels) positionally.
+        inputs: ``inputs(n, d, dtype=, device=, generator=)`` draws the keyword arguments of both functions.
+        features: which of the inputs carry the large gradients.
+        parameters: which of the inputs may be 0-d tensors with a gradient (temperature, logit_scale ...).
+        trained: ``trained(n, d, ...)`` draws inputs as a trained model makes them (positives aligned).
+    """
+
+    name: str
+    fused: Callable[..., Any]
+    reference: Callable[..., Any]
+    module: Callable[..., nn.Module]
+    inputs: Callable[..., dict[str, Any]]
+    trained: Callable[..., dict[str, Any]]
+    features: tuple[str, ...]
+    parameters: tuple[str, ...] = field(default=())
