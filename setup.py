@@ -241,4 +241,4 @@ def _ninja_program() -> str:
     raise CannotBuild("ninja is not installed")
 
 
-setup(ext_modules=[Extension(MODULE, sources=[])], cmdclass={"build_ext": BuildExtension})
+setup(license="Apache-2.0", ext_modules=[Extension(MODULE, sources=[])], cmdclass={"build_ext": BuildExtension})
