@@ -206,6 +206,11 @@ def _self_lse_autograd(x, scale, multiplier, period, normalize, backend):
 
 
 # -------------------------------------------------------------------------------------------------------- autocast
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
 def _widest(tensors: Sequence[Tensor]) -> list[Tensor]:
     dtype = tensors[0].dtype
     for t in tensors[1:]:
@@ -216,18 +221,22 @@ def _widest(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _self_lse_autocast(x, scale, multiplier, period, normalize, backend):
     # Autocast may hand over views of different width (a bfloat16 and a float32 branch): widen, never narrow. The
     # reduction itself accumulates in float32 whatever comes in, so there is nothing else for autocast to decide.
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-        torch._C.DispatchKey.AutocastCUDA
-    )
     if all(t.is_floating_point() for t in x):
         x = _widest(x)
-    with torch._C._ExcludeDispatchKeyGuard(keys):
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
         return torch.ops.ssl_kernels.self_lse(x, scale, multiplier, period, normalize, backend)
+
+
+def _self_lse_backward_autocast(*args):
+    # backward() inside the autocast region must not narrow the matrix products of a backend written in PyTorch either
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+        return torch.ops.ssl_kernels.self_lse_backward(*args)
 
 
 _LIB.impl("self_lse", _self_lse_autograd, "Autograd")
 for _key in ("AutocastCPU", "AutocastCUDA"):
     _LIB.impl("self_lse", _self_lse_autocast, _key)
+    _LIB.impl("self_lse_backward", _self_lse_backward_autocast, _key)
 for _key in ("CPU", "CUDA"):
     _LIB.impl("self_lse", _self_lse, _key)
     _LIB.impl("self_lse_backward", _self_lse_backward, _key)
