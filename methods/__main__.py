@@ -1,0 +1,84 @@
+"""``python -m methods METHOD --data ... --epochs ...``: train a method. ``python -m methods demo``: see one learn."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from methods.config import Config
+from methods.recipes import RECIPES
+from methods.simclr import SimCLR
+
+METHODS = {"simclr": SimCLR}
+
+
+def usage() -> str:
+    lines = ["usage: python -m methods METHOD --data DATA [--epochs N] [...]", "", "methods:"]
+    lines += [f"  {name:8} {method.Config.__doc__}" for name, method in METHODS.items()]
+    lines += ["  demo     SimCLR learns scikit-learn's digits in a minute, with pictures."]
+    lines += ["", "recipes (--recipe NAME):"]
+    for name, settings in RECIPES.items():
+        lines.append(f"  {name}: " + ", ".join(f"{k}={v}" for k, v in settings.items()))
+    return "\n".join([*lines, "", "python -m methods METHOD --help lists every setting."])
+
+
+def parse(name: str, arguments: list[str]) -> Config:
+    """The settings of a method: its defaults, then a recipe's, then the flags."""
+    try:
+        import tyro
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the command line needs tyro: pip install 'ssl_kernels[train]'") from error
+    settings = METHODS[name].Config
+    defaults = recipe(_recipe_named(arguments))
+    defaults.setdefault("data", tyro.MISSING)
+    return tyro.cli(settings, args=arguments, default=settings(**defaults), prog=f"python -m methods {name}")
+
+
+def recipe(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+    return {"recipe": name, **RECIPES[name]}
+
+
+def _recipe_named(arguments: list[str]) -> str | None:
+    for k, argument in enumerate(arguments):
+        if argument.startswith("--recipe="):
+            return argument.partition("=")[2]
+        if argument == "--recipe" and k + 1 < len(arguments):
+            return arguments[k + 1]
+    return None
+
+
+def run(name: str, arguments: list[str]) -> None:
+    if name == "demo":
+        from methods.demo import demo
+
+        return demo(arguments)
+    from methods.train import train
+
+    config = parse(name, arguments)
+    results = train(METHODS[name], config)
+    print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in results.items()))
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    name, *rest = arguments
+    if name not in METHODS and name != "demo":
+        sys.exit(f"error: method: expected {', '.join(METHODS)} or demo, got {name!r} (python -m methods --help)")
+    try:
+        run(name, rest)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if "--debug" in rest:
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; --resume goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

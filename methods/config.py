@@ -1,0 +1,133 @@
+"""Settings that every method shares. The field docstrings are the help text of the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# What may differ between a run and its resumption: nothing that the weights depend on
+FREE = {"out", "resume", "knn_every", "save_every", "log_every", "tensorboard", "progress", "linear_probe", "debug"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings shared by all methods."""
+
+    # ------------------------------------------------------------------------------------------------------- data
+    data: str
+    """An image folder (DIR/CLASS/*.jpg, or DIR/{train,test}/CLASS/*.jpg), an .npz of `images` uint8 [N, H, W, C] and
+    `labels`, a folder with train.npz and test.npz, or digits; cifar10:ROOT and stl10:ROOT through torchvision."""
+    image_size: int | None = None
+    """Side in pixels to which folder images are resized and centre-cropped; default: that of the first, at most 224."""
+    skip_broken: bool = False
+    """Leave out images that cannot be read, and name them, instead of stopping."""
+    recipe: str | None = None
+    """Start from a named set of settings (see `python -m methods --help`); flags beside it still win."""
+    # ----------------------------------------------------------------------------------------------------- encoder
+    encoder: str = "small"
+    """small, resnet18-cifar, timm:NAME or torchvision:NAME."""
+    width: int = 32
+    """Channels of the small encoder's first stage."""
+    # ---------------------------------------------------------------------------------------------------- training
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images per optimiser step."""
+    accumulate: int = 1
+    """Cut each batch into this many micro-batches and add up their gradients. Each micro-batch has its own loss, so
+    negatives come from batch_size / accumulate images only: less memory, but not the same loss as the whole batch."""
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """LARS is for batches of thousands."""
+    lr: float = 2e-3
+    """Highest learning rate; warmed up linearly, then a cosine down to 0."""
+    weight_decay: float = 1e-4
+    """Not applied to biases and norms."""
+    momentum: float = 0.9
+    """Of SGD and LARS; AdamW's first beta."""
+    warmup_epochs: float = 1.0
+    """Epochs until the highest learning rate."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast. On a CPU without AMX it is slower than fp32."""
+    channels_last: bool = True
+    """Memory layout of images and kernels."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ...; auto: the GPU if there is one."""
+    threads: int = 0
+    """CPU threads; 0: as torch decides. The last bits of the weights depend on it."""
+    loss_backend: Literal["auto", "cpu", "cuda", "triton", "reference"] = "auto"
+    """Which backend of ssl_kernels computes the loss; auto: the fastest for the device."""
+    seed: int = 0
+    """Of the weights, the order of the images and the augmentations."""
+    # ----------------------------------------------------------------------------------------------- augmentations
+    crop: tuple[float, float] = (0.2, 1.0)
+    """Random resized crop: share of the area that is kept. The paper has 0.08 1.0."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.5
+    """Strength s of the colour jitter: brightness, contrast, saturation 0.8 s, hue 0.2 s, on 80 % of the images.
+    The paper has 1.0 on ImageNet and 0.5 on CIFAR-10."""
+    grey: float = 0.2
+    """Probability of dropping the colours."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur a tenth of the image wide; 0.5 on ImageNet, none on 32x32 images."""
+    rotate: float = 0.0
+    """Largest rotation in degrees (not SimCLR's; for digits)."""
+    translate: float = 0.0
+    """Largest shift as a share of the side (not SimCLR's; for digits)."""
+    shear: float = 0.0
+    """Largest shear in degrees (not SimCLR's; for digits)."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of scaling about the centre (not SimCLR's; for digits)."""
+    # ------------------------------------------------------------------------------------------------ what is kept
+    out: Path | None = None
+    """Folder for settings, checkpoint, metrics and results; default: runs/METHOD."""
+    resume: bool = False
+    """Go on from the checkpoint in --out, to the same weights as without the interruption; starts if there is none."""
+    save_every: int = 1
+    """Epochs between checkpoints."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    knn_every: int = 1
+    """Epochs between kNN evaluations; 0: only after the last epoch."""
+    knn_k: int = 20
+    """Neighbours that vote."""
+    knn_temperature: float = 0.07
+    """A neighbour at cosine s has exp(s / T) votes."""
+    linear_probe: bool = True
+    """Fit a linear classifier on the features at the end."""
+    tensorboard: bool = True
+    """Write TensorBoard events too, where it is installed."""
+    progress: bool = True
+    """Show a progress bar."""
+    debug: bool = False
+    """On an error, print the whole traceback instead of one line."""
+
+    @property
+    def backend(self) -> str | None:
+        """``loss_backend`` as the losses want it."""
+        return None if self.loss_backend == "auto" else self.loss_backend
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types only, as JSON would give them back."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for settings that no run can have, naming the argument, what came and what was expected."""
+    for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every", "knn_k", "width"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "knn_every", "threads", "jitter"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name}: expected a number >= 0, got {getattr(config, name)}")
+    for name in ("flip", "grey", "blur"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}: expected a probability, got {getattr(config, name)}")
+    if not 0 < config.crop[0] <= config.crop[1] <= 1:
+        raise ValueError(f"crop: expected 0 < smallest <= largest <= 1, got {config.crop}")
+    if config.batch_size % config.accumulate:
+        raise ValueError(f"accumulate: expected a divisor of batch_size {config.batch_size}, got {config.accumulate}")
+    if config.batch_size // config.accumulate < 2:
+        raise ValueError(f"batch_size: expected at least 2 images per micro-batch, got {config.batch_size}")
