@@ -23,12 +23,12 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LIB = torch.library.Library("ssl_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIB.define(
-    "self_lse(Tensor[] x, Tensor? scale, float multiplier, int period, bool normalize, str backend)"
+    "self_lse(Tensor[] x, Tensor? scale, float multiplier, SymInt period, bool normalize, str backend)"
     " -> (Tensor neg, Tensor pos)",
     tags=_TAGS,
 )
 _LIB.define(
-    "self_lse_backward(Tensor dneg, Tensor dpos, Tensor[] x, Tensor? scale, float multiplier, int period,"
+    "self_lse_backward(Tensor dneg, Tensor dpos, Tensor[] x, Tensor? scale, float multiplier, SymInt period,"
     " bool normalize, Tensor neg, str backend) -> (Tensor[] dx, Tensor dscale)",
     tags=_TAGS,
 )
