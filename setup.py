@@ -86,6 +86,8 @@ class Compiler:
     def _probe(self) -> None:
         if platform.machine().lower() in ("x86_64", "amd64"):
             for name, (flags, code) in ISAS.items():
+                if not Path(ROOT, f"csrc/cpu/isa_{name}.cpp").exists():
+                    continue
                 if complaint := self.complaint("#include <immintrin.h>\n" + code, flags):
                     self.skipped[name] = f"the compiler refused it ({complaint})"
                 else:
@@ -125,7 +127,7 @@ class Ninja:
 
     def rule(self, name: str, command: list[str], *, depfile: bool = False) -> None:
         """A command of which ``$in``, ``$out`` and ``$flags`` are filled in by each use."""
-        self.lines += [f"rule {name}", f"  command = {' '.join(_quote(word) for word in command)}"]
+        self.lines += [f"rule {name}", f"  command = {' '.join(map(_quote, command))}", f"  description = {name} $out"]
         if depfile:
             self.lines += ["  depfile = $out.d", "  deps = gcc"]
 
