@@ -1,0 +1,13 @@
+// AVX-512 (F, BW, VL, DQ).
+#define SSL_ISA avx512
+#define SSL_VECTOR_BYTES 64
+#define SSL_TILE_ROWS 6
+#define SSL_TILE_VECTORS 4
+#include "self_lse_tiles.h"
+
+namespace ssl {
+const Isa& isa_avx512() {
+  static const Isa isa{"avx512", SSL_ISA::kernels<float>(), SSL_ISA::kernels<double>()};
+  return isa;
+}
+}  // namespace ssl

@@ -1,0 +1,202 @@
+// Rows in and out: any input dtype to T, normalised and packed; gradients back through the normalisation.
+#pragma once
+#include <cmath>
+#include "sweep.h"
+#include "tile.h"
+
+namespace ssl::SSL_ISA {
+
+// As torch.nn.functional.normalize: rows are divided by max(norm, this).
+constexpr double smallest_norm = 1e-12;
+
+SSL_INLINE float from_bf16(uint16_t h) {
+  const uint32_t bits = uint32_t(h) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+SSL_INLINE uint16_t to_bf16(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if (f != f) return 0x7fc0;
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+SSL_INLINE float from_f16(uint16_t h) {
+  uint32_t bits = uint32_t(h & 0x7fff) << 13;
+  float f;
+  memcpy(&f, &bits, 4);
+  f *= 5.192296858534828e33f;  // 2^112 moves the exponent's bias, denormals included
+  memcpy(&bits, &f, 4);
+  if ((h & 0x7c00) == 0x7c00) bits |= 0x7f800000;  // infinity and NaN
+  bits |= uint32_t(h & 0x8000) << 16;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+SSL_INLINE uint16_t to_f16(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  const uint16_t sign = uint16_t(bits >> 16) & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return 0x7e00;
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to more than 65504
+  if (bits < 0x38800000) {                       // denormal: adding 1/2 puts the rounded bits at the bottom
+    float a;
+    memcpy(&a, &bits, 4);
+    a += 0.5f;
+    memcpy(&bits, &a, 4);
+    return sign | uint16_t(bits - 0x3f000000);
+  }
+  bits += 0xc8000fff + ((bits >> 13) & 1);  // the bias, and half a unit (ties to even)
+  return sign | uint16_t(bits >> 13);
+}
+
+struct F32 {
+  typedef float Element;
+  template <class T> static SSL_INLINE T read(float x) { return T(x); }
+  template <class T> static SSL_INLINE float write(T x) { return float(x); }
+  static constexpr double largest = 3.4028234663852886e38;
+};
+struct F64 {
+  typedef double Element;
+  template <class T> static SSL_INLINE T read(double x) { return T(x); }
+  template <class T> static SSL_INLINE double write(T x) { return double(x); }
+  static constexpr double largest = 1.7976931348623157e308;
+};
+struct BF16 {
+  typedef uint16_t Element;
+  template <class T> static SSL_INLINE T read(uint16_t x) { return T(from_bf16(x)); }
+  template <class T> static SSL_INLINE uint16_t write(T x) { return to_bf16(float(x)); }
+  static constexpr double largest = 3.3895313892515355e38;
+};
+struct F16 {
+  typedef uint16_t Element;
+  template <class T> static SSL_INLINE T read(uint16_t x) { return T(from_f16(x)); }
+  template <class T> static SSL_INLINE uint16_t write(T x) { return to_f16(float(x)); }
+  static constexpr double largest = 65504.;
+};
+
+// float64 comes with T = double, everything else with T = float
+template <class T, class F> SSL_INLINE void with_dtype(DType dtype, F&& f) {
+  if constexpr (sizeof(T) == 8) {
+    f(F64{});
+  } else {
+    if (dtype == DType::f32) f(F32{});
+    if (dtype == DType::bf16) f(BF16{});
+    if (dtype == DType::f16) f(F16{});
+  }
+}
+
+// Walks the parts row by row.
+struct RowCursor {
+  const Part *part, *last;
+  int64_t row;
+  RowCursor(const Part* parts, int64_t count, int64_t i) : part(parts), last(parts + count - 1), row(i) { settle(); }
+  void next() {
+    ++row;
+    settle();
+  }
+  void settle() {
+    while (part < last && row >= part->rows) row -= (part++)->rows;
+  }
+};
+
+template <class T> SSL_INLINE T* z_row(const SelfLse<T>& s, T* z, int64_t chunk, int64_t i) {
+  return z + (chunk * s.padded + i) * panel<T>;
+}
+
+template <class T> void pack(const SelfLse<T>& s, int64_t first_panel, int64_t last_panel) {
+  constexpr int64_t P = panel<T>;
+  with_dtype<T>(s.dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Element = typename Format::Element;
+    for (int64_t p = first_panel; p < last_panel; ++p) {
+      const int64_t i0 = p * P, i1 = i0 + P < s.rows ? i0 + P : s.rows;
+      RowCursor at(s.parts, s.part_count, i0);
+      for (int64_t i = i0; i < i1; ++i, at.next()) {
+        const Element* x = static_cast<const Element*>(at.part->data) + at.row * at.part->stride;
+        for (int64_t c = 0; c < s.chunks; ++c) {
+          T* z = z_row(s, s.z, c, i);
+          const int64_t k0 = c * P, n = s.width - k0 < P ? s.width - k0 : P;
+          for (int64_t k = 0; k < n; ++k) z[k] = Format::template read<T>(x[k0 + k]);
+          for (int64_t k = n; k < P; ++k) z[k] = 0;
+        }
+        T norm = 1;
+        if (s.normalize) {
+          Vec<T> squares{};
+          for (int64_t c = 0; c < s.chunks; ++c) {
+            const T* z = z_row(s, s.z, c, i);
+            for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
+          }
+          norm = std::sqrt(sum_lanes<T>(squares));
+          // A division, not a product with the reciprocal: one rounding fewer, in step with the eager definition
+          const Vec<T> by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
+          for (int64_t c = 0; c < s.chunks; ++c) {
+            T* z = z_row(s, s.z, c, i);
+            for (int v = 0; v < NV; ++v) store<T>(z + v * lanes<T>, load<T>(z + v * lanes<T>) / by);
+          }
+        }
+        s.norm[i] = norm;
+      }
+      for (int64_t i = i1; i < i0 + P; ++i)
+        for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(s, s.z, c, i), 0, P * sizeof(T));
+      T* t = s.zt + p * s.width * P;
+      for (int64_t k = 0; k < s.width; ++k) {
+        const T* z = z_row(s, s.z, k / P, i0) + k % P;
+        for (int64_t i = 0; i < P; ++i) t[k * P + i] = z[i * P];
+      }
+    }
+  });
+}
+
+// dz_i = scale (sum_j G_ij z_j + sum over twins p of (dpos_ip + dpos_pi) z_p), then through z = x / |x|.
+template <class T> double finish(const SelfLse<T>& s, int64_t i0, int64_t i1) {
+  constexpr int64_t P = panel<T>;
+  double euler = 0;
+  const int64_t views = s.rows / s.same.period;
+  with_dtype<T>(s.dtype, [&](auto format) {
+    using Format = decltype(format);
+    using Element = typename Format::Element;
+    RowCursor at(s.parts, s.part_count, i0);
+    for (int64_t i = i0; i < i1; ++i, at.next()) {
+      for (int64_t o = 1; o < views; ++o) {
+        int64_t twin = i + o * s.same.period;
+        if (twin >= s.rows) twin -= s.rows;
+        const Vec<T> w = splat<T>(s.dpos[(o - 1) * s.rows + i] + s.dpos[(views - o - 1) * s.rows + twin]);
+        for (int64_t c = 0; c < s.chunks; ++c) {
+          T* g = z_row(s, s.g, c, i);
+          const T* z = z_row(s, s.z, c, twin);
+          for (int v = 0; v < NV; ++v) store<T>(g + v * lanes<T>, load<T>(g + v * lanes<T>) + w * load<T>(z + v * lanes<T>));
+        }
+      }
+      Vec<T> dots{};
+      for (int64_t c = 0; c < s.chunks; ++c) {
+        const T *g = z_row(s, s.g, c, i), *z = z_row(s, s.z, c, i);
+        for (int v = 0; v < NV; ++v) dots += load<T>(g + v * lanes<T>) * load<T>(z + v * lanes<T>);
+      }
+      const T dot = sum_lanes<T>(dots), n = s.norm[i];
+      euler += dot;
+      Element* out = static_cast<Element*>(at.part->grad) + at.row * s.width;
+      const bool through = s.normalize && !(n < T(smallest_norm));
+      const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? dot : T(0);
+      for (int64_t c = 0; c < s.chunks; ++c) {
+        const T *g = z_row(s, s.g, c, i), *z = z_row(s, s.z, c, i);
+        const int64_t k0 = c * P, m = s.width - k0 < P ? s.width - k0 : P;
+        for (int64_t k = 0; k < m; ++k) {
+          T d = factor * (g[k] - back * z[k]);
+          // A zero row's gradient is g / 1e-12: finite in float32, and kept so in what is narrower
+          if (s.normalize && !through) {
+            const T top = T(Format::largest);
+            d = d > top ? top : d < -top ? -top : d;
+          }
+          out[k0 + k] = Format::template write<T>(d);
+        }
+      }
+    }
+  });
+  return euler;
+}
+
+}  // namespace ssl::SSL_ISA

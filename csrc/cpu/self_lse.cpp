@@ -1,0 +1,154 @@
+#include "self_lse.h"
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include "isa.h"
+#include "parallel.h"
+#include "schedule.h"
+#include "workspace.h"
+
+namespace ssl {
+namespace {
+
+constexpr double log2e = 1.4426950408889634074, ln2 = 0.69314718055994530942;
+
+// A power of two that splits the rows into some 32 blocks: half as many pairs can run at once. Larger blocks reuse more
+// of what the caches hold, but from 512 rows on a block's strip of the gradient leaves the L2 cache. It depends on the
+// number of rows alone, so that the number of threads changes no bit.
+int64_t block_rows(int64_t rows, int64_t panel) {
+  int64_t block = 64;
+  while (block < 512 && block * 32 < rows) block *= 2;
+  return (block + panel - 1) / panel * panel;
+}
+
+// Below this many products a second thread costs more than it saves (some 10 us to wake it).
+constexpr double worth_a_thread = 1 << 20;
+
+template <class T> class Job {
+ public:
+  explicit Job(const SelfLseCall& call)
+      : kernels_(kernels_of<T>(current_isa())), threads_(call.threads) {
+    s_ = {};
+    s_.parts = call.parts.data();
+    s_.part_count = int64_t(call.parts.size());
+    s_.dtype = call.dtype;
+    s_.normalize = call.normalize;
+    for (const Part& p : call.parts) s_.rows += p.rows;
+    s_.width = call.width;
+    s_.same = {call.period};
+    s_.scale = T(call.scale);
+    s_.scale2 = T(call.scale * log2e);
+    const int64_t panel = kernels_.panel;
+    s_.padded = (s_.rows + panel - 1) / panel * panel;
+    s_.chunks = (s_.width + panel - 1) / panel;
+    block_ = block_rows(s_.rows, panel);
+    if (double(s_.rows) * double(s_.rows) * double(s_.width) < worth_a_thread) threads_ = 1;
+
+    const size_t cells = size_t(s_.chunks) * s_.padded * panel;
+    z_ = allocate<T>(cells);
+    zt_ = allocate<T>(size_t(s_.padded) * s_.width);
+    norm_ = allocate<T>(s_.padded);
+    s_.z = z_.get();
+    s_.zt = zt_.get();
+    s_.norm = norm_.get();
+    for_ranges(s_.padded / panel, [&](int64_t a, int64_t b) { kernels_.pack(s_, a, b); });
+    choose_shift(call);
+  }
+
+  void forward(T* neg, T* pos) {
+    auto sum = allocate_zero<double>(s_.padded);
+    auto top = allocate<T>(s_.padded);
+    for (int64_t i = 0; i < s_.padded; ++i) top[i] = s_.running ? T(-1e30) : s_.shift;
+    s_.sum = sum.get();
+    s_.top = top.get();
+    s_.pos = pos;
+    sweep([&](int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
+      kernels_.forward(s_, i0, i1, j0, j1, scratch);
+    });
+    for (int64_t i = 0; i < s_.rows; ++i) neg[i] = T(sum[i] == 0 ? -infinity : ln2 * (top[i] + std::log2(sum[i])));
+  }
+
+  double backward(const T* neg, const T* dneg, const T* dpos) {
+    auto weight = allocate_zero<T>(s_.padded), neg2 = allocate_zero<T>(s_.padded);
+    for (int64_t i = 0; i < s_.rows; ++i) {
+      neg2[i] = T(neg[i] * log2e);
+      // a row without negatives has nothing to weigh (and 2^inf times 0 is no number)
+      weight[i] = s_.running || neg[i] == -infinity ? dneg[i] : T(dneg[i] * std::exp2(s_.shift - neg[i] * log2e));
+    }
+    auto g = allocate_zero<T>(size_t(s_.chunks) * s_.padded * kernels_.panel);
+    s_.weight = weight.get();
+    s_.neg2 = neg2.get();
+    s_.dpos = dpos;
+    s_.g = g.get();
+    sweep([&](int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
+      kernels_.backward(s_, i0, i1, j0, j1, scratch);
+    });
+    // Fixed groups of rows, added up in order: the same sum for any number of threads
+    const int64_t group = 64, groups = (s_.rows + group - 1) / group;
+    std::vector<double> euler(groups);
+    for_ranges(groups, [&](int64_t a, int64_t b) {
+      for (int64_t k = a; k < b; ++k) euler[k] = kernels_.finish(s_, k * group, std::min(s_.rows, (k + 1) * group));
+    });
+    // Every logit counts twice in sum_i z_i . dz_i: once for its row, once for its column
+    return 0.5 * std::accumulate(euler.begin(), euler.end(), 0.0);
+  }
+
+ private:
+  static constexpr double infinity = std::numeric_limits<double>::infinity();
+
+  // Logits of unit rows are bounded by the scale. Where that leaves room in the exponent, a constant is subtracted
+  // instead of a running maximum: sums of different tiles then add up as they are, and one exponential serves both the
+  // row and the column. The window: at most 2^60 at the top, so that 2^60 of them still fit, and at least 2^-100 for
+  // the largest term of a row at the bottom (float; double has ten times the room).
+  void choose_shift(const SelfLseCall& call) {
+    double bound = std::fabs(call.scale) * log2e;
+    if (!call.normalize) bound = infinity;
+    const double room = sizeof(T) == 8 ? 600 : 80, top = sizeof(T) == 8 ? 400 : 60;
+    s_.running = !(bound <= room);
+    s_.shift = T(s_.running ? 0 : std::max(0.0, bound - top));
+  }
+
+  template <class F> void for_ranges(int64_t count, F&& f) {
+    const int64_t pieces = std::min<int64_t>(threads_, count);
+    std::atomic<int64_t> next{0};
+    on_threads(int(pieces), [&] {
+      for (int64_t k; (k = next.fetch_add(1)) < pieces;) f(count * k / pieces, count * (k + 1) / pieces);
+    });
+  }
+
+  template <class F> void sweep(F&& visit) {
+    const int64_t blocks = (s_.padded + block_ - 1) / block_;
+    PairWalk walk{int(blocks)};
+    walk.run(
+        threads_, [&] { return allocate<T>(kernels_.scratch(block_)); },
+        [&](int i, int j, Buffer<T>& scratch) {
+          visit(i * block_, std::min(s_.padded, (i + 1) * block_), j * block_, std::min(s_.padded, (j + 1) * block_),
+                scratch.get());
+        });
+  }
+
+  const Kernels<T>& kernels_;
+  int threads_;
+  int64_t block_;
+  SelfLse<T> s_;
+  Buffer<T> z_, zt_, norm_;
+};
+
+}  // namespace
+
+void self_lse_forward(const SelfLseCall& call, void* neg, void* pos) {
+  if (call.dtype == DType::f64)
+    Job<double>(call).forward(static_cast<double*>(neg), static_cast<double*>(pos));
+  else
+    Job<float>(call).forward(static_cast<float*>(neg), static_cast<float*>(pos));
+}
+
+double self_lse_backward(const SelfLseCall& call, const void* neg, const void* dneg, const void* dpos) {
+  if (call.dtype == DType::f64)
+    return Job<double>(call).backward(static_cast<const double*>(neg), static_cast<const double*>(dneg),
+                                      static_cast<const double*>(dpos));
+  return Job<float>(call).backward(static_cast<const float*>(neg), static_cast<const float*>(dneg),
+                                   static_cast<const float*>(dpos));
+}
+
+}  // namespace ssl

@@ -1,0 +1,28 @@
+// Log-sum-exp of a set of embeddings against itself on a CPU: what the binding calls.
+#pragma once
+#include <vector>
+#include "sweep.h"
+
+namespace ssl {
+
+struct SelfLseCall {
+  std::vector<Part> parts;
+  DType dtype;
+  int64_t width, period;
+  bool normalize;
+  double scale;
+  int threads;
+};
+
+// neg [rows] and pos [rows / period - 1, rows], double for f64 and float for everything else.
+void self_lse_forward(const SelfLseCall& call, void* neg, void* pos);
+
+// Writes every part's grad; returns the gradient of the scale.
+double self_lse_backward(const SelfLseCall& call, const void* neg, const void* dneg, const void* dpos);
+
+// The instruction sets built in and runnable here, best first; and the one in use.
+std::vector<const char*> isas();
+const char* isa();
+void use_isa(const char* name);  // throws std::invalid_argument
+
+}  // namespace ssl

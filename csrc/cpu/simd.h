@@ -1,0 +1,102 @@
+// Vectors of any width from the compiler's own vector types, so that one engine serves AVX-512, AVX2, NEON and plain
+// code. Included by the isa_*.cpp files only, each compiled with its own flags and in a namespace of its own: an inline
+// function shared between them could be linked with instructions the machine does not have.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 on its own _mm512_undefined_ps
+#endif
+
+#define SSL_INLINE inline __attribute__((always_inline))
+
+namespace ssl::SSL_ISA {
+
+template <class T> struct Simd;
+template <> struct Simd<float> {
+  typedef float Vec __attribute__((vector_size(SSL_VECTOR_BYTES)));
+  typedef int32_t Bits __attribute__((vector_size(SSL_VECTOR_BYTES)));
+  static constexpr int exponent_shift = 23;
+  static constexpr float lowest_exponent = -126.f;
+  static constexpr float round_magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+};
+template <> struct Simd<double> {
+  typedef double Vec __attribute__((vector_size(SSL_VECTOR_BYTES)));
+  typedef int64_t Bits __attribute__((vector_size(SSL_VECTOR_BYTES)));
+  static constexpr int exponent_shift = 52;
+  static constexpr double lowest_exponent = -1022.;
+  static constexpr double round_magic = 6755399441055744.;
+};
+template <class T> using Vec = typename Simd<T>::Vec;
+template <class T> constexpr int lanes = SSL_VECTOR_BYTES / sizeof(T);
+
+template <class T> SSL_INLINE Vec<T> splat(T x) { return x - Vec<T>{}; }
+template <class T> SSL_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T> SSL_INLINE void store(T* p, Vec<T> v) { memcpy(p, &v, sizeof v); }
+template <class V> SSL_INLINE V larger(V a, V b) { return a > b ? a : b; }
+
+template <class T> SSL_INLINE T sum_lanes(Vec<T> v) {
+  T s = 0;
+  for (int k = 0; k < lanes<T>; ++k) s += v[k];
+  return s;
+}
+
+// 2^f on [-1/2, 1/2]: minimax polynomials of our own Remez run, relative error 1.9e-9 (float, far under the rounding
+// of its terms) and 3.1e-18 (double).
+SSL_INLINE Vec<float> exp2_fraction(Vec<float> f) {
+  Vec<float> p = f * 0.000153458124f + 0.00133999309f;
+  p = p * f + 0.00961848907f;
+  p = p * f + 0.0555032864f;
+  p = p * f + 0.240226462f;
+  p = p * f + 0.693147182f;
+  return p * f + 1.f;
+}
+SSL_INLINE Vec<double> exp2_fraction(Vec<double> f) {
+  Vec<double> p = f * 4.435282706957277e-10 + 7.074105613508143e-09;
+  p = p * f + 1.0178198021671931e-07;
+  p = p * f + 1.32154330896764e-06;
+  p = p * f + 1.5252733489988525e-05;
+  p = p * f + 0.00015403530462514432;
+  p = p * f + 0.0013333558146789923;
+  p = p * f + 0.009618129107588335;
+  p = p * f + 0.055504108664819925;
+  p = p * f + 0.24022650695910155;
+  p = p * f + 0.6931471805599453;
+  return p * f + 1.;
+}
+
+// 2^t for t below the largest exponent; underflow gives something between 0 and the smallest normal number, never a
+// denormal, which would make every product it enters 30 times slower. NaN stays NaN.
+template <class T> SSL_INLINE Vec<T> exp2(Vec<T> t) {
+#if defined(__AVX512F__) && SSL_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    const __m512 r = _mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return (Vec<T>)_mm512_scalef_ps((__m512)exp2_fraction(t - (Vec<T>)r), r);
+  }
+#endif
+  using S = Simd<T>;
+  const Vec<T> low = splat<T>(S::lowest_exponent);
+  const Vec<T> x = t < low ? low : t;
+  const Vec<T> u = x + S::round_magic;
+  const Vec<T> p = exp2_fraction(x - (u - S::round_magic));
+  const Vec<T> y = (Vec<T>)((typename S::Bits)p + ((typename S::Bits)u << S::exponent_shift));
+  return t == t ? y : t;
+}
+
+// Flush denormals for as long as this lives, and put things back as they were.
+struct FlushDenormals {
+#if defined(__x86_64__)
+  unsigned before = _mm_getcsr();
+  FlushDenormals() { _mm_setcsr(before | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before); }
+#endif
+};
+
+}  // namespace ssl::SSL_ISA

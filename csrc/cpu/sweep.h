@@ -1,0 +1,81 @@
+// What the driver and the kernels of one instruction set agree on: plain data and a table of functions.
+#pragma once
+#include <cstdint>
+
+namespace ssl {
+
+enum class DType : int { f32, f64, bf16, f16 };
+
+// A set of embeddings as the caller has it: several tensors [rows, width], one below the other.
+struct Part {
+  const void* data;
+  void* grad;      // contiguous [rows, width], the backward pass only
+  int64_t rows;
+  int64_t stride;  // elements from row to row; columns are contiguous
+};
+
+// Rows and columns of one sample: (column - row) % period == 0. The diagonal is left out, the others are positives.
+struct SameSample {
+  int64_t period;
+  // Is any such entry in rows [i0, i1) x columns [j0, j1)?
+  bool touches(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
+    const int64_t lowest = j0 - i1 + 1, highest = j1 - 1 - i0;
+    return floor(highest) >= lowest;
+  }
+  // The first such column at or after j0.
+  int64_t first(int64_t i, int64_t j0) const { return j0 + modulo(i - j0); }
+  int64_t modulo(int64_t d) const { return ((d % period) + period) % period; }
+  int64_t floor(int64_t d) const { return d - modulo(d); }
+};
+
+// One reduction of a set of embeddings against itself. T is float or double. Logits live in base 2 here:
+// t_ij = scale2 * z_i . z_j, so that every exponential is one exp2.
+template <class T> struct SelfLse {
+  const Part* parts;
+  int64_t part_count;
+  DType dtype;
+  bool normalize;
+  int64_t rows, padded, width, chunks;  // padded: whole panels; chunks: panels along the width
+  SameSample same;
+  T scale2, shift;
+  bool running;  // a running maximum instead of the fixed shift
+  T* z;          // rows, [chunks][padded][panel]: left operand, and right operand of the gradient's products
+  T* zt;         // the same, [padded / panel][width][panel]: right operand of the logits' product
+  T* norm;       // [rows]
+  // forward: sum and maximum of each row so far, and the positives' logits (base e) [rows / period - 1, rows]
+  double* sum;
+  T* top;
+  T* pos;
+  T scale;
+  // backward: G_ij = 2^(t_ij - shift) (weight_i + weight_j), or 2^(t_ij - neg2_i) weight_i + 2^(t_ij - neg2_j) weight_j
+  const T* weight;  // [padded]
+  const T* neg2;    // [padded]
+  const T* dpos;    // [rows / period - 1, rows]
+  T* g;             // sum_j G_ij z_j, as z
+};
+
+template <class T> struct Kernels {
+  int64_t panel;
+  int64_t (*scratch)(int64_t block);  // elements that forward and backward want, a thread
+  void (*pack)(const SelfLse<T>&, int64_t first_panel, int64_t last_panel);
+  void (*forward)(const SelfLse<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
+  void (*backward)(const SelfLse<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
+  // rows [i0, i1): the positives' part, the gradient through the normalisation; returns sum_i z_i . dz_i (unscaled)
+  double (*finish)(const SelfLse<T>&, int64_t i0, int64_t i1);
+};
+
+struct Isa {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+const Isa& isa_portable();
+#ifdef SSL_HAVE_AVX2
+const Isa& isa_avx2();
+#endif
+#ifdef SSL_HAVE_AVX512
+const Isa& isa_avx512();
+#endif
+
+}  // namespace ssl

@@ -1,0 +1,50 @@
+"""The C++ kernels of ``csrc/cpu``: blockwise, symmetric, on as many threads as torch uses."""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor
+
+from ssl_kernels._native import load
+
+DEVICES = ("cpu",)
+
+_C, _reason = load()
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def why_not() -> str | None:
+    return _reason
+
+
+def self_lse(x, scale, multiplier, period, normalize):
+    x = [_rows(t) for t in x]
+    dtype = torch.float64 if x[0].dtype == torch.float64 else torch.float32
+    rows = sum(len(t) for t in x)
+    neg, pos = torch.empty(rows, dtype=dtype), torch.empty(rows // period - 1, rows, dtype=dtype)
+    parts = [(t.data_ptr(), 0, t.shape[0], t.stride(0)) for t in x]
+    _C.self_lse(parts, *_rest(x, scale, multiplier, period, normalize), neg.data_ptr(), pos.data_ptr())
+    return neg, pos
+
+
+def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg):
+    x = [_rows(t) for t in x]
+    dx = [torch.empty(t.shape, dtype=t.dtype) for t in x]
+    parts = [(t.data_ptr(), d.data_ptr(), t.shape[0], t.stride(0)) for t, d in zip(x, dx, strict=True)]
+    dneg, dpos = dneg.contiguous(), dpos.contiguous()
+    dfactor = _C.self_lse_backward(
+        parts, *_rest(x, scale, multiplier, period, normalize), neg.data_ptr(), dneg.data_ptr(), dpos.data_ptr()
+    )
+    if scale is None:
+        return dx, neg.new_empty(())
+    return dx, torch.full_like(scale, multiplier * dfactor)
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
+
+
+def _rest(x, scale, multiplier, period, normalize):
+    factor = multiplier if scale is None else multiplier * scale.item()
+    return _DTYPES[x[0].dtype], x[0].shape[1], period, normalize, factor, torch.get_num_threads()
