@@ -1,0 +1,305 @@
+"""One table of cases and a few measures, for the tests, the benchmarks, and whoever adds a loss.
+
+Every loss in ``SPECS`` is crossed here with every backend, dtype, shape and temperature; a new loss or backend needs no
+new test code. The rule by which a fused loss is judged is :func:`check` (every case by itself) and
+:func:`check_precision` (many draws together): its error against float64 is at most twice that of the loss's plain
+PyTorch reference in the same dtype. Nothing here needs pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_kernels.backends import NAMES, ORDER
+from ssl_kernels.losses import SPECS
+from ssl_kernels.losses.spec import LossSpec
+from ssl_kernels.ops import FLOATS, accumulate_dtype
+
+DTYPES = FLOATS
+
+# Ragged on purpose: below, on and above the edges of vectors (16, 32), tiles (64, 128, 256) and blocks.
+SHAPES = (
+    (1, 1), (1, 16), (1, 2048), (2, 2), (2, 3), (2, 128), (3, 2), (3, 33), (3, 512), (7, 1), (7, 33), (7, 2048),
+    (33, 1), (33, 64), (33, 200), (64, 3), (64, 127), (64, 128), (100, 16), (100, 128), (100, 200), (257, 2),
+    (257, 33), (257, 128),
+)  # fmt: skip
+
+# From sharper than anybody trains to nearly flat; below about 0.015 a fixed shift of the exponent is not safe any more.
+TEMPERATURES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0, -0.1)
+
+# At least as many rows as several tiles, small enough for many draws.
+PRECISION_SHAPE = (48, 64)
+PRECISION_DRAWS = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the table; ``str(case)`` names it."""
+
+    loss: str
+    backend: str
+    device: str
+    dtype: torch.dtype
+    n: int
+    d: int
+    temperature: float
+    trained: bool = False
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        regime = "-trained" if self.trained else ""
+        return f"{self.loss}-{self.backend}-{self.device}-{dtype}-{self.n}x{self.d}-tau{self.temperature}{regime}"
+
+    @property
+    def spec(self) -> LossSpec:
+        return SPECS[self.loss]
+
+    @property
+    def fused(self) -> Callable[..., Tensor]:
+        """The loss as users call it, served by this case's backend."""
+        return partial(self.spec.fused, backend=self.backend)
+
+    def inputs(self, seed: int = 0) -> dict[str, Any]:
+        """Fresh inputs, the same for the same seed; parameters are 0-d tensors, so that they get a gradient."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        draw = self.spec.trained if self.trained else self.spec.inputs
+        inputs = draw(self.n, self.d, dtype=self.dtype, device=self.device, generator=generator)
+        if "temperature" in inputs:
+            inputs["temperature"] = self.temperature
+        for name in self.spec.parameters:
+            # through float32, so that the same number is meant in every dtype
+            value = torch.tensor(inputs[name], dtype=torch.float32, device=self.device)
+            inputs[name] = value.to(accumulate_dtype(self.dtype))
+        return inputs
+
+
+def backends_for(device: str) -> tuple[str, ...]:
+    """Every backend that is meant for a device, here or not; ``backends.status()`` says which are."""
+    return tuple(name for name in NAMES if name in ORDER[device])
+
+
+def cases(device: str = "cpu") -> list[Case]:
+    """Every loss x backend x dtype x shape x temperature on a device, each shape once as drawn and once as trained."""
+    return [
+        Case(loss, backend, device, dtype, n, d, temperature, trained=(k + t) % 3 == 2)
+        for loss in SPECS
+        for backend in backends_for(device)
+        for dtype in DTYPES
+        for k, (n, d) in enumerate(SHAPES)
+        for t, temperature in enumerate(TEMPERATURES)
+    ]
+
+
+def precision_cases(device: str = "cpu") -> list[Case]:
+    """The cases that :func:`check_precision` judges: one shape, every dtype and temperature, as drawn and as trained."""
+    n, d = PRECISION_SHAPE
+    return [
+        Case(loss, backend, device, dtype, n, d, temperature, trained)
+        for loss in SPECS
+        for backend in backends_for(device)
+        for dtype in DTYPES
+        for temperature in TEMPERATURES
+        for trained in (False, True)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------- values and gradients
+@dataclass(frozen=True)
+class Result:
+    """What a loss gave: its value, and the gradient of every input that has one."""
+
+    loss: Tensor
+    grads: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.loss if name == "loss" else self.grads[name]
+
+    @property
+    def names(self) -> list[str]:
+        return ["loss", *self.grads]
+
+
+def evaluate(function: Callable[..., Tensor], inputs: dict[str, Any]) -> Result:
+    """Calls ``function(**inputs)`` and goes backward; every floating-point tensor among the inputs gets a gradient."""
+    leaves = {name: _leaf(value) for name, value in inputs.items()}
+    loss = function(**leaves)
+    loss.backward()
+    grads = {name: leaf.grad for name, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.requires_grad}
+    return Result(loss.detach(), grads)
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
+
+
+def oracle(spec: LossSpec, inputs: dict[str, Any]) -> Result:
+    """The reference in float64 on the very numbers of ``inputs``: what everything else is compared with."""
+    return evaluate(spec.reference, _widened(inputs))
+
+
+def _widened(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """``||got - expected|| / ||expected||``; what is absent on both sides is no error, NaN never passes."""
+    error = _distance(got, expected)
+    return 0.0 if error == 0.0 else error / expected.double().norm().item()
+
+
+def _distance(got: Tensor, expected: Tensor) -> float:
+    if got.shape != expected.shape:
+        raise AssertionError(f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}")
+    return (got.double() - expected.double()).norm().item()
+
+
+# ------------------------------------------------------------------------------------------------------- the judgement
+def check(function: Callable[..., Tensor], case: Case, seed: int = 0) -> None:
+    """Raises AssertionError unless ``function``'s value and every gradient are right on one draw of ``case``.
+
+    Right means: an error of at most twice the reference's in the same dtype, or of a few roundings of the logits
+    (:func:`rounding`) where the reference happened to be closer than that to the truth. Outputs that the function
+    leaves unwritten are NaN, so they fail.
+    """
+    inputs = case.inputs(seed)
+    truth = oracle(case.spec, inputs)
+    eager = evaluate(case.spec.reference, inputs)
+    with poisoned_memory():
+        fused = evaluate(function, inputs)
+    if list(fused.grads) != list(eager.grads):
+        raise AssertionError(f"{case}: gradients of {list(eager.grads)} expected, got {list(fused.grads)}")
+    for name in eager.names:
+        expected = accumulate_dtype(case.dtype) if name == "loss" else inputs[name].dtype
+        if fused[name].dtype != expected:
+            raise AssertionError(f"{case}: {name} in {expected} expected, got {fused[name].dtype}")
+        error, allowed = _distance(fused[name], truth[name]), 2 * _distance(eager[name], truth[name])
+        allowed = max(allowed, 8 * rounding(case, inputs, truth, name))
+        if not error <= allowed:
+            size = truth[name].norm().item()
+            raise AssertionError(f"{case}: {name} (norm {size:.3g}) is off by {error:.3g}, allowed {allowed:.3g}")
+
+
+def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> float:
+    """What rounding every logit once, and the result once, does at worst to the result called ``name``.
+
+    A logit as large as ``k = 1 / |temperature|`` is stored to ``eps * k``; that moves its probability by as much,
+    relatively. Gradients scale with the probability mass that is not on the positive, which the loss bounds; theirs is
+    ``k * mass`` over the norm of the features (a loss of directions falls off with the length), ``k^2 * mass`` for the
+    temperature. float64 itself is the truth only to its own last digit, at full mass.
+    """
+    k = 1 / abs(case.temperature)
+    mass = min(1.0, abs(truth.loss.item()))
+    size = truth[name].norm().item()
+    if name == "loss":
+        scale = 1.0
+    elif name in case.spec.parameters:
+        scale = k * k
+    else:
+        scale = k / max(inputs[name].double().norm().item(), 1e-12)  # as normalisation has it
+    eps, eps64 = torch.finfo(accumulate_dtype(case.dtype)).eps, torch.finfo(torch.float64).eps
+    last_digit = eps if name == "loss" else torch.finfo(inputs[name].dtype).eps
+    return last_digit * size + eps * (1 + k) * mass * scale + eps64 * (1 + k) * scale
+
+
+def check_precision(function: Callable[..., Tensor], case: Case, draws: int = PRECISION_DRAWS) -> dict[str, float]:
+    """Raises AssertionError unless ``function`` is as precise as it should be, over many draws together.
+
+    One draw says little of a scalar: any of the two may be right by accident. Over many, the root mean square error of
+    the loss and of every gradient, relative to the truth, is at most twice the reference's in the same dtype, or two
+    units in the last place of the result. For float64 the reference is the truth, so what is left is rounding: a few
+    units, times the size of the logits.
+
+    The truth is the fused loss's own ``reference`` backend in float64, which :func:`check` ties to the definition: it
+    keeps the positive out of the sums, so it has all its digits where the loss is nearly zero.
+
+    Returns:
+        The relative errors of ``function``, by name.
+    """
+    squares: dict[str, list[float]] = {}
+    for seed in range(draws):
+        inputs = case.inputs(seed)
+        truth = evaluate(partial(case.spec.fused, backend="reference"), _widened(inputs))
+        eager, fused = evaluate(case.spec.reference, inputs), evaluate(function, inputs)
+        for name in truth.names:
+            sums = squares.setdefault(name, [0.0, 0.0, 0.0])
+            for k, t in enumerate((fused[name] - truth[name], eager[name] - truth[name], truth[name])):
+                sums[k] += t.double().square().sum().item()
+    errors = {}
+    for name, (ours, theirs, size) in squares.items():
+        dtype = accumulate_dtype(case.dtype) if name in ("loss", *case.spec.parameters) else case.dtype
+        allowed = 2 * max((theirs / size) ** 0.5, torch.finfo(dtype).eps)
+        if case.dtype == torch.float64:
+            allowed *= 2 * (1 + 1 / abs(case.temperature))
+        errors[name] = (ours / size) ** 0.5
+        if not errors[name] <= allowed:
+            raise AssertionError(f"{case}: relative error of {name} is {errors[name]:.3g}, allowed {allowed:.3g}")
+    return errors
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, ``torch.empty`` is filled with NaN, so that an output nobody wrote cannot pass for a right one."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def saved_bytes(function: Callable[..., Tensor], inputs: dict[str, Any]) -> int:
+    """Bytes that the graph of ``function(**inputs)`` keeps for backward, the inputs themselves not counted."""
+    leaves = {name: _leaf(value) for name, value in inputs.items()}
+    given = {leaf.untyped_storage().data_ptr() for leaf in leaves.values() if isinstance(leaf, Tensor)}
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = function(**leaves)
+    del loss
+    return sum(kept.values())
+
+
+def peak_extra_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
+    """Most memory in use at any moment of ``call()`` beyond what was in use before it.
+
+    On a CPU this is the peak of the resident set, which the kernel keeps (Linux only): run it in a fresh process, and
+    warm up first on a small problem, or pages and libraries that are touched for the first time are counted too.
+    """
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # resets the peak to what is resident now
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(field))
