@@ -20,22 +20,22 @@ def why_not() -> str | None:
 
 def self_lse(x, scale, multiplier, period, normalize):
     x = [_rows(t) for t in x]
-    dtype = torch.float64 if x[0].dtype == torch.float64 else torch.float32
-    rows = sum(len(t) for t in x)
-    neg, pos = torch.empty(rows, dtype=dtype), torch.empty(rows // period - 1, rows, dtype=dtype)
+    rows = sum(t.shape[0] for t in x)
+    neg = torch.empty(rows, dtype=torch.float64 if x[0].dtype == torch.float64 else torch.float32)
+    margin, low = neg.new_empty((rows // period - 1, rows)), torch.empty_like(neg)
     parts = [(t.data_ptr(), 0, t.shape[0], t.stride(0)) for t in x]
-    _C.self_lse(parts, *_rest(x, scale, multiplier, period, normalize), neg.data_ptr(), pos.data_ptr())
-    return neg, pos
+    out = neg.data_ptr(), margin.data_ptr(), low.data_ptr()
+    _C.self_lse(parts, *_rest(x, scale, multiplier, period, normalize), *out)
+    return neg, margin, low
 
 
-def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg):
+def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, low):
     x = [_rows(t) for t in x]
     dx = [torch.empty(t.shape, dtype=t.dtype) for t in x]
     parts = [(t.data_ptr(), d.data_ptr(), t.shape[0], t.stride(0)) for t, d in zip(x, dx, strict=True)]
     dneg, dpos = dneg.contiguous(), dpos.contiguous()
-    dfactor = _C.self_lse_backward(
-        parts, *_rest(x, scale, multiplier, period, normalize), neg.data_ptr(), dneg.data_ptr(), dpos.data_ptr()
-    )
+    given = neg.data_ptr(), low.data_ptr(), dneg.data_ptr(), dpos.data_ptr()
+    dfactor = _C.self_lse_backward(parts, *_rest(x, scale, multiplier, period, normalize), *given)
     if scale is None:
         return dx, neg.new_empty(())
     return dx, torch.full_like(scale, multiplier * dfactor)
