@@ -1,7 +1,7 @@
 """The backward sweep: every program owns its rows, so nothing is added across programs and the order never changes.
 
 With ``dneg`` the gradient of ``neg`` and ``s`` the logits, a pair of negatives carries
-``G_ij = dneg_i exp(s_ij - neg_i) + dneg_j exp(s_ij - neg_j)`` and row ``i`` receives ``sum_j G_ij z_j``; positives
+``G_ij = dneg_i exp(s_ij - top_i - neg_i) + dneg_j exp(s_ij - top_j - neg_j)`` and row ``i`` receives ``sum_j G_ij z_j``; positives
 join row by row in ``finish``. The sums are kept without the logits' factor, so that the gradient of the scale follows
 from them without dividing by it (Euler: half the sum of ``z_i`` times what it received).
 """
@@ -34,30 +34,31 @@ G_TOP = tl.constexpr(16384.0)
 
 @triton.jit(do_not_specialize=["rows"])
 def weigh(
-    neg, dneg, factors, scale, multiplier: tl.float64, weights, unit, rows, padded,
+    neg, top, dneg, factors, scale, multiplier: tl.float64, weights, unit, rows, padded,
     NORMALIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What a row contributes to G, ready for the sweep: ``dneg exp(shift - neg)`` under a fixed shift, else (neg, dneg).
+    """What a row puts into G, by kind of shift: ``dneg exp(shift - top - neg)`` or (top, neg, dneg).
 
     Every program finds the largest |dneg| by itself: M numbers from the cache, cheaper than one more launch.
     """
     DTYPE: tl.constexpr = neg.dtype.element_ty
-    top = tl.zeros([BLOCK], DTYPE)
-    top_factor = tl.zeros([BLOCK], DTYPE)
+    largest = tl.zeros([BLOCK], DTYPE)
+    largest_factor = tl.zeros([BLOCK], DTYPE)
     for start in range(0, rows, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        top = tl.maximum(top, tl.abs(tl.load(dneg + j, mask=j < rows, other=0.0)))
+        largest = tl.maximum(largest, tl.abs(tl.load(dneg + j, mask=j < rows, other=0.0)))
         if factors is not None:
-            top_factor = tl.maximum(top_factor, tl.load(factors + j, mask=j < rows, other=0.0))
-    largest = tl.max(top, 0)
+            largest_factor = tl.maximum(largest_factor, tl.load(factors + j, mask=j < rows, other=0.0))
+    largest = tl.max(largest, 0)
     if factors is not None:
-        largest = largest * tl.max(top_factor, 0)
+        largest = largest * tl.max(largest_factor, 0)
     # 2^-100 keeps the power finite; smaller gradients than that flush to zero
     power = power_of_two_below(tl.maximum(largest.to(tl.float32), 7.9e-31))
     power = tl.where(largest > 0, power * (2.0 / G_TOP), 1.0)
 
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = tl.load(neg + i, mask=i < rows, other=0.0)
+    t = tl.load(top + i, mask=i < rows, other=0.0)
     dn = tl.load(dneg + i, mask=i < rows, other=0.0) / power
     # a row without negatives has nobody to send a gradient to
     alone = n == float("-inf")
@@ -65,10 +66,11 @@ def weigh(
     dn = tl.where(alone, 0.0, dn)
     fixed, shift = choose_shift(logit_factor(scale, multiplier, DTYPE), NORMALIZE)
     if fixed:
-        tl.store(weights + i, dn * tl.exp(shift / LOG2E - n), mask=i < padded)
+        tl.store(weights + i, dn * tl.exp((shift / LOG2E - t) - n), mask=i < padded)
     else:
-        tl.store(weights + i, n, mask=i < padded)
-        tl.store(weights + padded + i, dn, mask=i < padded)
+        tl.store(weights + i, dn, mask=i < padded)
+        tl.store(weights + padded + i, t, mask=i < padded)
+        tl.store(weights + 2 * padded + i, n, mask=i < padded)
     if tl.program_id(0) == 0:
         tl.store(unit, power.to(DTYPE))
 
@@ -98,7 +100,8 @@ def sweep(
     if factors is not None:
         row_factor = row_factor * tl.load(factors + i)
     w_i = tl.load(weights + i)
-    dn_i = tl.load(weights + padded + i)
+    top_i = tl.load(weights + padded + i)
+    neg_i = tl.load(weights + 2 * padded + i)
 
     d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_M, BLOCK_D], DTYPE)
@@ -117,8 +120,10 @@ def sweep(
         if fixed:
             g = tl.math.exp2(t - shift) * (w_i[:, None] + w_j[None, :])
         else:
-            dn_j = tl.load(weights + padded + j)
-            g = dn_i[:, None] * tl.exp(t - w_i[:, None]) + dn_j[None, :] * tl.exp(t - w_j[None, :])
+            top_j = tl.load(weights + padded + j)
+            neg_j = tl.load(weights + 2 * padded + j)
+            g = w_i[:, None] * tl.exp((t - top_i[:, None]) - neg_i[:, None])
+            g += w_j[None, :] * tl.exp((t - top_j[None, :]) - neg_j[None, :])
         if factors is not None:
             g = g * f_j[None, :]
         if is_special(distance, first_row, first_column, rows, period, BLOCK_M, BLOCK_N):

@@ -97,11 +97,15 @@ def sweep(
 
 @triton.jit(do_not_specialize=["rows", "period", "groups"])
 def combine(
-    units, factors, scale, multiplier: tl.float64, sums, neg, pos, rows, period, groups, padded, low_offset, top_offset,
+    units, factors, scale, multiplier: tl.float64, sums, neg, pos, top, rows, period, groups, padded,
+    low_offset, top_offset,
     NORMALIZE: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
     MAX_GROUPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``neg`` from the groups' sums, in their fixed order, and ``pos`` from the same operand rows as the sums."""
+    """``neg`` from the groups' sums, in their fixed order, ``pos`` from the same operand rows, both less ``top``.
+
+    Positives are products of single rows: outside the sums nothing of theirs has to cancel against a tile's.
+    """
     DTYPE: tl.constexpr = sums.dtype.element_ty
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = i < rows
@@ -112,17 +116,26 @@ def combine(
     here = (g < groups)[:, None] & inside[None, :]
     part = sums + (g.to(tl.int64)[:, None] * padded + i[None, :])
     total = tl.load(part, mask=here, other=0.0)
-    if fixed:
-        result = shift / LOG2E + tl.log(tl.sum(total, 0))
-    else:
+    base = tl.zeros([ROWS], DTYPE) + shift / LOG2E
+    if fixed == 0:
         tops = tl.load(part + top_offset, mask=here, other=LOWEST)
-        top = tl.max(tops, 0)
-        result = top + tl.log(tl.sum(total * tl.exp(tops - top[None, :]), 0))
-    tl.store(neg + i, result, mask=inside)
+        base = tl.max(tops, 0)
+        total = total * tl.exp(tops - base[None, :])
+    log_total = tl.log(tl.sum(total, 0))
 
     d = tl.arange(0, BLOCK_D)
-    z = operand(units, factors, i, inside, d, low_offset, PIECES, WIDTH, DTYPE)
+    z = operand(units, factors, i, inside, d, low_offset, PIECES, WIDTH, DTYPE) * factor
+    highest = base + log_total
     for o in range(1, rows // period):
         twin = (i + o * period) % rows
         y = operand(units, factors, twin, inside, d, low_offset, PIECES, WIDTH, DTYPE)
-        tl.store(pos + (i.to(tl.int64) + (o - 1) * rows.to(tl.int64)), factor * tl.sum(z * y, 1), mask=inside)
+        highest = tl.maximum(highest, tl.sum(z * y, 1))
+    # a single row has neither negatives nor positives, and -inf - -inf is not a number
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    tl.store(top + i, highest, mask=inside)
+    tl.store(neg + i, (base - highest) + log_total, mask=inside)
+    for o in range(1, rows // period):
+        twin = (i + o * period) % rows
+        y = operand(units, factors, twin, inside, d, low_offset, PIECES, WIDTH, DTYPE)
+        at = pos + (i.to(tl.int64) + (o - 1) * rows.to(tl.int64))
+        tl.store(at, tl.sum(z * y, 1) - highest, mask=inside)

@@ -64,7 +64,7 @@ class _Problem:
 
 def self_lse(
     x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     with _on_device(x[0]):
         p = _Problem(x, scale, multiplier, period, normalize)
         tile = tiles.tile("forward", p.operands, p.padded_width)
@@ -77,24 +77,25 @@ def self_lse(
             **p.shape, **_blocks(tile, "BLOCK_D"),
         )  # fmt: skip
         neg = p.empty(p.rows)
+        top = p.empty(p.rows)
         pos = p.empty(p.rows // period - 1, p.rows)
         forward.combine[(triton.cdiv(p.rows, p.row_tile["ROWS"]),)](
-            p.units, p.factors, *p.logits, sums, neg, pos, p.rows, period, groups, p.padded_rows, p.low_offset, top_offset,
-            **p.shape, **p.row_tile, MAX_GROUPS=MAX_GROUPS, num_warps=4, enable_fp_fusion=True,
+            p.units, p.factors, *p.logits, sums, neg, pos, top, p.rows, period, groups, p.padded_rows,
+            p.low_offset, top_offset, **p.shape, **p.row_tile, MAX_GROUPS=MAX_GROUPS, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
-    return neg, pos
+    return neg, pos, top
 
 
 def self_lse_backward(
     dneg: Tensor, dpos: Tensor, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int,
-    normalize: bool, neg: Tensor,
+    normalize: bool, neg: Tensor, top: Tensor,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     with _on_device(x[0]):
         p = _Problem(x, scale, multiplier, period, normalize)
-        weights = p.empty(2, p.padded_rows)
+        weights = p.empty(3, p.padded_rows)
         unit = p.empty(1)
         backward.weigh[(triton.cdiv(p.padded_rows, 1024),)](
-            neg, dneg.contiguous(), p.factors, *p.logits, weights, unit, p.rows, p.padded_rows,
+            neg, top, dneg.contiguous(), p.factors, *p.logits, weights, unit, p.rows, p.padded_rows,
             NORMALIZE=normalize, BLOCK=1024, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 

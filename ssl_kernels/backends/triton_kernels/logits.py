@@ -1,4 +1,4 @@
-"""What the forward and the backward sweep must agree on: how a tile becomes logits, which entries count, which shift."""
+"""What both sweeps must agree on: how a tile becomes logits, which entries count, under which shift."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ UNIT = tl.constexpr(1024.0)
 FIXED_LIMIT = tl.constexpr(80.0)
 HEADROOM = tl.constexpr(60.0)
 
-# Beyond the limit logits stay in nats, because rounding 288 (in base 2) where eager code rounds 200 shows in the
-# gradients; under a fixed shift they are in base 2, which saves a multiplication per entry.
+# Under a fixed shift logits are in base 2, which saves a multiplication an entry. Beyond the limit they are in nats, so
+# that a multiply-add takes the row's maximum from the product itself and nothing as large as a logit is ever rounded.
 
 # Where a running maximum starts: finite, so that a tile without a single counted entry does not make inf - inf.
 LOWEST = tl.constexpr(-3.0e38)
