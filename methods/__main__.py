@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import Any
 
 from methods.config import Config
+from methods.demo import Demo, demo
 from methods.recipes import RECIPES
 from methods.simclr import SimCLR
+from methods.train import train
 
 METHODS = {"simclr": SimCLR}
 
@@ -15,7 +18,7 @@ METHODS = {"simclr": SimCLR}
 def usage() -> str:
     lines = ["usage: python -m methods METHOD --data DATA [--epochs N] [...]", "", "methods:"]
     lines += [f"  {name:8} {method.Config.__doc__}" for name, method in METHODS.items()]
-    lines += ["  demo     SimCLR learns scikit-learn's digits in a minute, with pictures."]
+    lines += [f"  demo     {Demo.__doc__}"]
     lines += ["", "recipes (--recipe NAME):"]
     for name, settings in RECIPES.items():
         lines.append(f"  {name}: " + ", ".join(f"{k}={v}" for k, v in settings.items()))
@@ -24,14 +27,17 @@ def usage() -> str:
 
 def parse(name: str, arguments: list[str]) -> Config:
     """The settings of a method: its defaults, then a recipe's, then the flags."""
+    settings = METHODS[name].Config
+    defaults = {"data": _tyro().MISSING, **recipe(_recipe_named(arguments))}
+    return _tyro().cli(settings, args=arguments, default=settings(**defaults), prog=f"python -m methods {name}")
+
+
+def _tyro() -> ModuleType:
     try:
         import tyro
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("the command line needs tyro: pip install 'ssl_kernels[train]'") from error
-    settings = METHODS[name].Config
-    defaults = recipe(_recipe_named(arguments))
-    defaults.setdefault("data", tyro.MISSING)
-    return tyro.cli(settings, args=arguments, default=settings(**defaults), prog=f"python -m methods {name}")
+    return tyro
 
 
 def recipe(name: str | None) -> dict[str, Any]:
@@ -53,13 +59,9 @@ def _recipe_named(arguments: list[str]) -> str | None:
 
 def run(name: str, arguments: list[str]) -> None:
     if name == "demo":
-        from methods.demo import demo
-
-        return demo(arguments)
-    from methods.train import train
-
-    config = parse(name, arguments)
-    results = train(METHODS[name], config)
+        demo(_tyro().cli(Demo, args=arguments, prog="python -m methods demo"))
+        return
+    results = train(METHODS[name], parse(name, arguments))
     print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in results.items()))
 
 
