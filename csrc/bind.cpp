@@ -28,20 +28,21 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "self_lse",
       [](const std::vector<PartTuple>& parts, int dtype, int64_t width, int64_t period, bool normalize, double scale,
-         int threads, Address neg, Address pos) {
+         int threads, Address neg, Address pos, Address top) {
         const auto c = call(parts, dtype, width, period, normalize, scale, threads);
         py::gil_scoped_release release;
-        ssl::self_lse_forward(c, pointer<void>(neg), pointer<void>(pos));
+        ssl::self_lse_forward(c, pointer<void>(neg), pointer<void>(pos), pointer<void>(top));
       },
-      "neg and pos of one set of embeddings");
+      "neg, pos and top of a set of embeddings");
 
   m.def(
       "self_lse_backward",
       [](const std::vector<PartTuple>& parts, int dtype, int64_t width, int64_t period, bool normalize, double scale,
-         int threads, Address neg, Address dneg, Address dpos) {
+         int threads, Address neg, Address top, Address dneg, Address dpos) {
         const auto c = call(parts, dtype, width, period, normalize, scale, threads);
         py::gil_scoped_release release;
-        return ssl::self_lse_backward(c, pointer<void>(neg), pointer<void>(dneg), pointer<void>(dpos));
+        return ssl::self_lse_backward(c, pointer<void>(neg), pointer<void>(top), pointer<void>(dneg),
+                                      pointer<void>(dpos));
       },
       "writes the gradient of every part, returns that of the scale");
 

@@ -24,12 +24,12 @@ _LIB = torch.library.Library("ssl_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIB.define(
     "self_lse(Tensor[] x, Tensor? scale, float multiplier, SymInt period, bool normalize, str backend)"
-    " -> (Tensor neg, Tensor margin, Tensor low)",
+    " -> (Tensor neg, Tensor pos, Tensor top)",
     tags=_TAGS,
 )
 _LIB.define(
     "self_lse_backward(Tensor dneg, Tensor dpos, Tensor[] x, Tensor? scale, float multiplier, SymInt period,"
-    " bool normalize, Tensor neg, str backend) -> (Tensor[] dx, Tensor dscale)",
+    " bool normalize, Tensor neg, Tensor top, str backend) -> (Tensor[] dx, Tensor dscale)",
     tags=_TAGS,
 )
 
@@ -47,18 +47,19 @@ def self_lse(
     period: int,
     normalize: bool = True,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    r"""Row log-sum-exp over the negatives of a set of embeddings against itself, and how far the positives stand above.
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Row log-sum-exp over the negatives of a set of embeddings against itself, and the logits of the positives.
 
     With ``z`` the rows of all ``x`` one below the other, on the unit sphere if ``normalize``, and
     :math:`s_{ij} = \text{multiplier} \cdot \text{scale} \cdot z_i \cdot z_j`:
 
-    .. math:: \mathrm{neg}_i = \log \sum_{j:\,(j-i) \bmod period \ne 0} e^{s_{ij}}, \qquad
-              \mathrm{margin}_{o-1,i} = s_{i,\,(i + o \cdot period) \bmod M} - \mathrm{neg}_i,
+    .. math:: \mathrm{neg}_i = \log \sum_{j:\,(j-i) \bmod period \ne 0} e^{s_{ij}} - \mathrm{top}_i, \qquad
+              \mathrm{pos}_{o-1,i} = s_{i,\,(i + o \cdot period) \bmod M} - \mathrm{top}_i,
               \quad o = 1 \dots M/period - 1.
 
-    The positives are kept out of the sums, and the margin is formed before anything is rounded to float32: so
-    ``softplus(-margin)``, NT-Xent, keeps its digits at any temperature and however well the model is trained.
+    ``top`` is the larger of the two sides, rounded to the dtype of the results, and a constant to autograd: a softmax
+    does not see what is taken from all of its logits, and what is left has all its digits, at any temperature. The
+    positives are kept out of the sums, so that ``softplus(neg - pos)``, NT-Xent, has them in a trained model too.
 
     Args:
         x: one or more tensors ``[N_k, D]`` of one dtype and device, float32/64, bfloat16 or float16; ``M = sum(N_k)``.
@@ -69,17 +70,15 @@ def self_lse(
         backend: ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"reference"``; default: the fastest available for the device.
 
     Returns:
-        ``neg`` ``[M]`` and ``margin`` ``[M / period - 1, M]``, float32 (float64 for float64). Without any negatives
-        (``period = 1``) ``neg`` is ``-inf`` and the margin is the positive's logit itself. O(M D) memory, forward and
-        backward.
+        ``neg`` ``[M]``, ``pos`` ``[M / period - 1, M]`` and ``top`` ``[M]`` (no gradient; ``neg + top`` is the plain
+        log-sum-exp), float32 (float64 for float64). Without any negatives (``period = 1``) ``neg`` is ``-inf``.
+        O(M D) memory, forward and backward.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, ``period`` does not divide ``M``, unknown backend.
         TypeError: not floating-point tensors.
     """
-    op = torch.ops.ssl_kernels.self_lse
-    neg, margin, _ = op(list(x), scale, multiplier, period, normalize, backend or backends.override())
-    return neg, margin
+    return torch.ops.ssl_kernels.self_lse(list(x), scale, multiplier, period, normalize, backend or backends.override())
 
 
 # ------------------------------------------------------------------------------------------------------ checks
@@ -136,18 +135,15 @@ def _check_self(x: Sequence[Tensor], scale: Tensor | None, period: int) -> int:
 
 
 # ------------------------------------------------------------------------------------- shapes without data (fake)
-# A backend's self_lse returns a third tensor, low [M]: what rounding took from neg. The backward pass divides by
-# e^(neg + low), so that the softmax over the negatives still sums to one where neg is 200 and a float32 has 16 bits left.
 @torch.library.register_fake("ssl_kernels::self_lse", lib=_LIB)
 def _(x, scale, multiplier, period, normalize, backend):
     rows = _check_self(x, scale, period)
-    dtype = accumulate_dtype(x[0].dtype)
-    neg = x[0].new_empty(rows, dtype=dtype)
+    neg = x[0].new_empty(rows, dtype=accumulate_dtype(x[0].dtype))
     return neg, neg.new_empty((rows // period - 1, rows)), torch.empty_like(neg)
 
 
 @torch.library.register_fake("ssl_kernels::self_lse_backward", lib=_LIB)
-def _(dneg, dmargin, x, scale, multiplier, period, normalize, neg, low, backend):
+def _(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend):
     dscale = torch.empty_like(scale) if scale is not None else neg.new_empty(())
     return [t.new_empty(t.shape) for t in x], dscale
 
@@ -158,16 +154,9 @@ def _self_lse(x, scale, multiplier, period, normalize, backend):
     return backends.resolve(backend, x[0].device).self_lse(x, scale, multiplier, period, normalize)
 
 
-def _self_lse_backward(dneg, dmargin, x, scale, multiplier, period, normalize, neg, low, backend):
-    # What backends get is the gradient of neg_i and of the positives' logits, both [M] by now
-    if dmargin is None:
-        dmargin = neg.new_zeros((len(neg) // period - 1, len(neg)))
-    if period > 1 and len(dmargin):
-        dneg = -dmargin.sum(0) if dneg is None else dneg - dmargin.sum(0)
-    elif dneg is None:
-        dneg = torch.zeros_like(neg)
+def _self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend):
     serve = backends.resolve(backend, x[0].device)
-    return serve.self_lse_backward(dneg, dmargin, x, scale, multiplier, period, normalize, neg, low)
+    return serve.self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top)
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
@@ -177,25 +166,24 @@ class _SelfLse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scale, multiplier, period, normalize, backend, *x):
         with torch._C._AutoDispatchBelowAutograd():
-            neg, margin, low = torch.ops.ssl_kernels.self_lse(list(x), scale, multiplier, period, normalize, backend)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(low)
-        ctx.save_for_backward(neg, low, scale, *x)
+            neg, pos, top = torch.ops.ssl_kernels.self_lse(list(x), scale, multiplier, period, normalize, backend)
+        ctx.mark_non_differentiable(top)
+        ctx.save_for_backward(neg, top, scale, *x)
         ctx.rest = multiplier, period, normalize, backend
-        return neg, margin, low
+        return neg, pos, top
 
     @staticmethod
-    def backward(ctx, dneg, dmargin, _):
-        neg, low, scale, *x = ctx.saved_tensors
+    def backward(ctx, dneg, dpos, _):
+        neg, top, scale, *x = ctx.saved_tensors
         run = _SelfLseBackward.apply if torch.is_grad_enabled() else _self_lse_backward_op
-        dscale, *dx = run(ctx.rest, dneg, dmargin, neg, low, scale, *x)
+        dscale, *dx = run(ctx.rest, dneg, dpos, neg, top, scale, *x)
         return (dscale if scale is not None else None, None, None, None, None, *dx)
 
 
-def _self_lse_backward_op(rest, dneg, dmargin, neg, low, scale, *x):
+def _self_lse_backward_op(rest, dneg, dpos, neg, top, scale, *x):
     multiplier, period, normalize, backend = rest
     dx, dscale = torch.ops.ssl_kernels.self_lse_backward(
-        dneg, dmargin, list(x), scale, multiplier, period, normalize, neg, low, backend
+        dneg, dpos, list(x), scale, multiplier, period, normalize, neg, top, backend
     )
     return (dscale, *dx)
 
@@ -204,9 +192,9 @@ class _SelfLseBackward(torch.autograd.Function):
     """Stands in the graph under ``create_graph=True`` only to say what is missing, where silence would be wrong."""
 
     @staticmethod
-    def forward(ctx, rest, dneg, dmargin, neg, low, scale, *x):
+    def forward(ctx, rest, dneg, dpos, neg, top, scale, *x):
         with torch._C._AutoDispatchBelowAutograd():
-            return _self_lse_backward_op(rest, dneg, dmargin, neg, low, scale, *x)
+            return _self_lse_backward_op(rest, dneg, dpos, neg, top, scale, *x)
 
     @staticmethod
     def backward(ctx, *grads):

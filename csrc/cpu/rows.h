@@ -103,7 +103,7 @@ struct RowCursor {
   }
 };
 
-template <class T> SSL_INLINE T* z_row(const SelfLse<T>& s, T* z, int64_t chunk, int64_t i) {
+template <class T, class U> SSL_INLINE U* z_row(const SelfLse<T>& s, U* z, int64_t chunk, int64_t i) {
   return z + (chunk * s.padded + i) * panel<T>;
 }
 
@@ -160,27 +160,32 @@ template <class T> double finish(const SelfLse<T>& s, int64_t i0, int64_t i1) {
     using Format = decltype(format);
     using Element = typename Format::Element;
     RowCursor at(s.parts, s.part_count, i0);
+    auto dot = [&](const T* a, const T* b, int64_t i, int64_t j) __attribute__((always_inline)) {
+      Vec<T> sums{};
+      for (int64_t c = 0; c < s.chunks; ++c)
+        for (int v = 0; v < NV; ++v)
+          sums += load<T>(z_row(s, a, c, i) + v * lanes<T>) * load<T>(z_row(s, b, c, j) + v * lanes<T>);
+      return sum_lanes<T>(sums);
+    };
     for (int64_t i = i0; i < i1; ++i, at.next()) {
+      euler += dot(s.z, s.g, i, i);
       for (int64_t o = 1; o < views; ++o) {
         int64_t twin = i + o * s.same.period;
         if (twin >= s.rows) twin -= s.rows;
-        const Vec<T> w = splat<T>(s.dpos[(o - 1) * s.rows + i] + s.dpos[(views - o - 1) * s.rows + twin]);
+        // Not from the finished g: positives that nearly cancel would leave few digits of their logits' sum
+        const T w = s.dpos[(o - 1) * s.rows + i] + s.dpos[(views - o - 1) * s.rows + twin];
+        euler += double(w) * dot(s.z, s.z, i, twin);
         for (int64_t c = 0; c < s.chunks; ++c) {
           T* g = z_row(s, s.g, c, i);
           const T* z = z_row(s, s.z, c, twin);
-          for (int v = 0; v < NV; ++v) store<T>(g + v * lanes<T>, load<T>(g + v * lanes<T>) + w * load<T>(z + v * lanes<T>));
+          for (int v = 0; v < NV; ++v)
+            store<T>(g + v * lanes<T>, load<T>(g + v * lanes<T>) + splat<T>(w) * load<T>(z + v * lanes<T>));
         }
       }
-      Vec<T> dots{};
-      for (int64_t c = 0; c < s.chunks; ++c) {
-        const T *g = z_row(s, s.g, c, i), *z = z_row(s, s.z, c, i);
-        for (int v = 0; v < NV; ++v) dots += load<T>(g + v * lanes<T>) * load<T>(z + v * lanes<T>);
-      }
-      const T dot = sum_lanes<T>(dots), n = s.norm[i];
-      euler += dot;
+      const T along = dot(s.g, s.z, i, i), n = s.norm[i];
       Element* out = static_cast<Element*>(at.part->grad) + at.row * s.width;
       const bool through = s.normalize && !(n < T(smallest_norm));
-      const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? dot : T(0);
+      const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? along : T(0);
       for (int64_t c = 0; c < s.chunks; ++c) {
         const T *g = z_row(s, s.g, c, i), *z = z_row(s, s.z, c, i);
         const int64_t k0 = c * P, m = s.width - k0 < P ? s.width - k0 : P;

@@ -10,7 +10,8 @@
 namespace ssl {
 namespace {
 
-constexpr double log2e = 1.4426950408889634074, ln2 = 0.69314718055994530942;
+constexpr long double log2e_long = 1.442695040888963407359924681001892137L;
+constexpr double log2e = log2e_long, ln2 = 0.69314718055994530942;
 
 // A power of two that splits the rows into some 32 blocks: half as many pairs can run at once. Larger blocks reuse more
 // of what the caches hold, but from 512 rows on a block's strip of the gradient leaves the L2 cache. It depends on the
@@ -36,8 +37,11 @@ template <class T> class Job {
     for (const Part& p : call.parts) s_.rows += p.rows;
     s_.width = call.width;
     s_.same = {call.period};
+    scale_ = call.scale;
     s_.scale = T(call.scale);
-    s_.scale2 = T(call.scale * log2e);
+    const long double scale2 = call.scale * log2e_long;
+    s_.scale2 = T(scale2);
+    s_.scale2_low = T(scale2 - s_.scale2);
     const int64_t panel = kernels_.panel;
     s_.padded = (s_.rows + panel - 1) / panel * panel;
     s_.chunks = (s_.width + panel - 1) / panel;
@@ -55,25 +59,37 @@ template <class T> class Job {
     choose_shift(call);
   }
 
-  void forward(T* neg, T* pos) {
+  void forward(T* neg, T* pos, T* top) {
     auto sum = allocate_zero<double>(s_.padded);
-    auto top = allocate<T>(s_.padded);
-    for (int64_t i = 0; i < s_.padded; ++i) top[i] = s_.running ? T(-1e30) : s_.shift;
+    auto largest = allocate<T>(s_.padded);
+    for (int64_t i = 0; i < s_.padded; ++i) largest[i] = s_.running ? T(-1e30) : s_.shift;
     s_.sum = sum.get();
-    s_.top = top.get();
+    s_.top = largest.get();
     s_.pos = pos;
     sweep([&](int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
       kernels_.forward(s_, i0, i1, j0, j1, scratch);
     });
-    for (int64_t i = 0; i < s_.rows; ++i) neg[i] = T(sum[i] == 0 ? -infinity : ln2 * (top[i] + std::log2(sum[i])));
+    T* const end = pos + (s_.rows / s_.same.period - 1) * s_.rows;
+    for (int64_t i = 0; i < s_.rows; ++i) {
+      // NaN stays NaN on either side: a sum of NaN is not 0, and NaN is never less than what it is compared with
+      const double lse = sum[i] == 0 ? -infinity : ln2 * (largest[i] + std::log2(sum[i]));
+      double most = lse;
+      for (T* p = pos + i; p < end; p += s_.rows) most = scale_ * *p < most ? most : scale_ * *p;
+      top[i] = T(most);
+      neg[i] = T(lse - double(top[i]));
+      for (T* p = pos + i; p < end; p += s_.rows) *p = T(scale_ * *p - double(top[i]));
+    }
   }
 
-  double backward(const T* neg, const T* dneg, const T* dpos) {
+  double backward(const T* neg, const T* top, const T* dneg, const T* dpos) {
     auto weight = allocate_zero<T>(s_.padded), neg2 = allocate_zero<T>(s_.padded);
-    for (int64_t i = 0; i < s_.rows; ++i) {
-      neg2[i] = T(neg[i] * log2e);
-      // a row without negatives has nothing to weigh (and 2^inf times 0 is no number)
-      weight[i] = s_.running || neg[i] == -infinity ? dneg[i] : T(dneg[i] * std::exp2(s_.shift - neg[i] * log2e));
+    if (s_.same.period > 1) {
+      for (int64_t i = 0; i < s_.rows; ++i) {
+        const double exact = (double(neg[i]) + double(top[i])) * log2e;
+        neg2[i] = T(exact);
+        // the shift, or what neg2 cannot hold, goes into the weight
+        weight[i] = T(dneg[i] * std::exp2((s_.running ? double(neg2[i]) : double(s_.shift)) - exact));
+      }
     }
     auto g = allocate_zero<T>(size_t(s_.chunks) * s_.padded * kernels_.panel);
     s_.weight = weight.get();
@@ -130,25 +146,29 @@ template <class T> class Job {
   const Kernels<T>& kernels_;
   int threads_;
   int64_t block_;
+  double scale_;
   SelfLse<T> s_;
   Buffer<T> z_, zt_, norm_;
 };
 
 }  // namespace
 
-void self_lse_forward(const SelfLseCall& call, void* neg, void* pos) {
-  if (call.dtype == DType::f64)
-    Job<double>(call).forward(static_cast<double*>(neg), static_cast<double*>(pos));
-  else
-    Job<float>(call).forward(static_cast<float*>(neg), static_cast<float*>(pos));
+void self_lse_forward(const SelfLseCall& call, void* neg, void* pos, void* top) {
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    Job<T>(call).forward(static_cast<T*>(neg), static_cast<T*>(pos), static_cast<T*>(top));
+  };
+  call.dtype == DType::f64 ? run(0.0) : run(0.0f);
 }
 
-double self_lse_backward(const SelfLseCall& call, const void* neg, const void* dneg, const void* dpos) {
-  if (call.dtype == DType::f64)
-    return Job<double>(call).backward(static_cast<const double*>(neg), static_cast<const double*>(dneg),
-                                      static_cast<const double*>(dpos));
-  return Job<float>(call).backward(static_cast<const float*>(neg), static_cast<const float*>(dneg),
-                                   static_cast<const float*>(dpos));
+double self_lse_backward(const SelfLseCall& call, const void* neg, const void* top, const void* dneg,
+                         const void* dpos) {
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    return Job<T>(call).backward(static_cast<const T*>(neg), static_cast<const T*>(top), static_cast<const T*>(dneg),
+                                 static_cast<const T*>(dpos));
+  };
+  return call.dtype == DType::f64 ? run(0.0) : run(0.0f);
 }
 
 }  // namespace ssl

@@ -14,11 +14,12 @@ struct SelfLseCall {
   int threads;
 };
 
-// neg [rows] and pos [rows / period - 1, rows], double for f64 and float for everything else.
-void self_lse_forward(const SelfLseCall& call, void* neg, void* pos);
+// All results are double for f64 and float for everything else: top [rows] is the larger of a row's log-sum-exp over the
+// negatives and its positives' logits; neg [rows] and pos [rows / period - 1, rows] are those two, less top.
+void self_lse_forward(const SelfLseCall& call, void* neg, void* pos, void* top);
 
 // Writes every part's grad; returns the gradient of the scale.
-double self_lse_backward(const SelfLseCall& call, const void* neg, const void* dneg, const void* dpos);
+double self_lse_backward(const SelfLseCall& call, const void* neg, const void* top, const void* dneg, const void* dpos);
 
 // The instruction sets built in and runnable here, best first; and the one in use.
 std::vector<const char*> isas();

@@ -23,9 +23,9 @@ SSL_INLINE void logits_pass(const SelfLse<T>& s, Acc<T, R>& acc, int64_t i, int6
   }
 }
 
-// Which entries of a tile are left out: 0 where left out, 1 elsewhere, and the positives' logits on the way.
+// Which entries of a tile are left out: 0 where left out, 1 elsewhere, and the positives' products on the way.
 template <class T, int R>
-__attribute__((noinline)) void mask_tile(const SelfLse<T>& s, const T* logits, int64_t i, int64_t j, bool both_sides,
+__attribute__((noinline)) void mask_tile(const SelfLse<T>& s, const T* products, int64_t i, int64_t j, bool both_sides,
                                          T* keep) {
   constexpr int64_t P = panel<T>;
   for (int64_t r = 0; r < R; ++r)
@@ -35,10 +35,10 @@ __attribute__((noinline)) void mask_tile(const SelfLse<T>& s, const T* logits, i
     for (int64_t column = s.same.first(row, j); column < j + P && column < s.rows; column += s.same.period) {
       keep[r * P + column - j] = 0;
       if (!s.pos || column == row) continue;
-      const T logit = s.scale * logits[r * P + column - j];
+      const T product = products[r * P + column - j];
       const int64_t ahead = column > row ? column - row : column - row + s.rows;
-      s.pos[(ahead / s.same.period - 1) * s.rows + row] = logit;
-      if (both_sides) s.pos[((s.rows - ahead) / s.same.period - 1) * s.rows + column] = logit;
+      s.pos[(ahead / s.same.period - 1) * s.rows + row] = product;
+      if (both_sides) s.pos[((s.rows - ahead) / s.same.period - 1) * s.rows + column] = product;
     }
   }
 }
@@ -48,7 +48,7 @@ template <class T, class Epilogue>
 SSL_INLINE void for_tiles(const SelfLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* partial,
                           Epilogue&& epilogue) {
   constexpr int64_t P = panel<T>;
-  alignas(64) T logits[MR * P], keep[MR * P];
+  alignas(64) T products[MR * P], keep[MR * P];
   const bool both_sides = i0 != j0;
   // rows outermost: the strip's rows stay in L2 while the panels pass by
   for (int64_t ii = i0; ii < i1; ii += strip) {
@@ -78,8 +78,8 @@ SSL_INLINE void for_tiles(const SelfLse<T>& s, int64_t i0, int64_t i1, int64_t j
         logits_pass<T, R>(s, acc, i, j, k0, s.width);
         const bool mask = touched && (j + P > s.rows || s.same.touches(i, i + R, j, j + P));
         if (__builtin_expect(mask, 0)) {
-          write<T, R, NV>(acc, logits, P);
-          mask_tile<T, R>(s, logits, i, j, both_sides, keep);
+          write<T, R, NV>(acc, products, P);
+          mask_tile<T, R>(s, products, i, j, both_sides, keep);
         }
         epilogue(count, acc, i, j, mask ? keep : nullptr);
       });
@@ -96,7 +96,7 @@ SSL_INLINE void forward_fixed(const SelfLse<T>& s, int64_t i0, int64_t i1, int64
   constexpr int64_t P = panel<T>, L = lanes<T>;
   T *partial = scratch, *row_sums = partial + strip * P, *column_sums = row_sums + (i1 - i0) * L;
   memset(row_sums, 0, ((i1 - i0) * L + (j1 - j0)) * sizeof(T));
-  const Vec<T> scale = splat<T>(s.scale2), shift = splat<T>(s.shift);
+  const Vec<T> scale = splat<T>(s.scale2), scale_low = splat<T>(s.scale2_low), shift = splat<T>(s.shift);
   for_tiles(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
                                             __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
@@ -107,7 +107,7 @@ SSL_INLINE void forward_fixed(const SelfLse<T>& s, int64_t i0, int64_t i1, int64
       Vec<T> row = load<T>(row_sums + (i - i0 + r) * L);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
-        Vec<T> e = exp2<T>(acc[r][v] * scale - shift);
+        Vec<T> e = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - shift));
         if (__builtin_expect(keep != nullptr, 0)) e = kept<T>(e, keep + r * P + v * L);
         row += e;
         column[v] += e;
@@ -139,26 +139,27 @@ SSL_INLINE void forward_running(const SelfLse<T>& s, int64_t i0, int64_t i1, int
     *row_tops = column_sums + columns, *column_tops = row_tops + lanes_of_rows;
   memset(row_sums, 0, (lanes_of_rows + columns) * sizeof(T));
   for (int64_t k = 0; k < lanes_of_rows + columns; ++k) row_tops[k] = masked<T>;
-  const Vec<T> scale = splat<T>(s.scale2);
+  const Vec<T> scale = splat<T>(s.scale2), scale_low = splat<T>(s.scale2_low);
   for_tiles(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
                                             __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
+    // The maximum is that of rounded logits; the exponentials see exact ones, the same as in the backward pass.
+    auto tops_of = [&](Vec<T> top, int r, int v) __attribute__((always_inline)) {
+      Vec<T> t = acc[r][v] * scale;
+      if (keep) t = load<T>(keep + r * P + v * L) != T(0) ? t : splat<T>(masked<T>);
+      return larger(t, top);
+    };
+    auto term = [&](Vec<T> top, int r, int v) __attribute__((always_inline)) {
+      const Vec<T> e = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - top));
+      return keep ? kept<T>(e, keep + r * P + v * L) : e;
+    };
     for (int v = 0; v < NV; ++v) {
       T *sums = column_sums + (j - j0) + v * L, *tops = column_tops + (j - j0) + v * L;
       const Vec<T> before = load<T>(tops);
       Vec<T> top = before;
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        acc[r][v] *= scale;
-        if (keep) acc[r][v] = load<T>(keep + r * P + v * L) != T(0) ? acc[r][v] : splat<T>(masked<T>);
-        top = larger(top, acc[r][v]);
-      }
+      for (int r = 0; r < R; ++r) top = tops_of(top, r, v);
       Vec<T> sum = load<T>(sums) * exp2<T>(before - top);
-      for (int r = 0; r < R; ++r) {
-        Vec<T> e = exp2<T>(acc[r][v] - top);
-        if (keep) e = kept<T>(e, keep + r * P + v * L);
-        sum += e;
-      }
+      for (int r = 0; r < R; ++r) sum += term(top, r, v);
       store<T>(sums, sum);
       store<T>(tops, top);
     }
@@ -166,13 +167,9 @@ SSL_INLINE void forward_running(const SelfLse<T>& s, int64_t i0, int64_t i1, int
       T *sums = row_sums + (i - i0 + r) * L, *tops = row_tops + (i - i0 + r) * L;
       const Vec<T> before = load<T>(tops);
       Vec<T> top = before;
-      for (int v = 0; v < NV; ++v) top = larger(top, acc[r][v]);
+      for (int v = 0; v < NV; ++v) top = tops_of(top, r, v);
       Vec<T> sum = load<T>(sums) * exp2<T>(before - top);
-      for (int v = 0; v < NV; ++v) {
-        Vec<T> e = exp2<T>(acc[r][v] - top);
-        if (keep) e = kept<T>(e, keep + r * P + v * L);
-        sum += e;
-      }
+      for (int v = 0; v < NV; ++v) sum += term(top, r, v);
       store<T>(sums, sum);
       store<T>(tops, top);
     }
@@ -198,7 +195,7 @@ template <class T, bool Running>
 SSL_INLINE void gradient_tile(const SelfLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* partial, T* G) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
   const int64_t stride = j1 - j0;
-  const Vec<T> scale = splat<T>(s.scale2), shift = splat<T>(s.shift);
+  const Vec<T> scale = splat<T>(s.scale2), scale_low = splat<T>(s.scale2_low), shift = splat<T>(s.shift);
   for_tiles(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
                                             __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
@@ -210,10 +207,10 @@ SSL_INLINE void gradient_tile(const SelfLse<T>& s, int64_t i0, int64_t i1, int64
         const Vec<T> weight_j = load<T>(s.weight + j + v * L);
         Vec<T> g;
         if constexpr (Running) {
-          const Vec<T> t = acc[r][v] * scale;
-          g = exp2<T>(t - splat<T>(s.neg2[i + r])) * weight_i + exp2<T>(t - load<T>(s.neg2 + j + v * L)) * weight_j;
+          g = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - splat<T>(s.neg2[i + r]))) * weight_i +
+              exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - load<T>(s.neg2 + j + v * L))) * weight_j;
         } else {
-          g = exp2<T>(acc[r][v] * scale - shift) * (weight_i + weight_j);
+          g = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - shift)) * (weight_i + weight_j);
         }
         if (__builtin_expect(keep != nullptr, 0)) g = kept<T>(g, keep + r * P + v * L);
         store<T>(G + (i - i0 + r) * stride + (j - j0) + v * L, g);

@@ -37,12 +37,13 @@ template <class T> struct SelfLse {
   bool normalize;
   int64_t rows, padded, width, chunks;  // padded: whole panels; chunks: panels along the width
   SameSample same;
-  T scale2, shift;
+  T scale2, scale2_low;  // their sum is the scale: its rounding alone would cost a float 1e-5 where logits reach 200
+  T shift;
   bool running;  // a running maximum instead of the fixed shift
   T* z;          // rows, [chunks][padded][panel]: left operand, and right operand of the gradient's products
   T* zt;         // the same, [padded / panel][width][panel]: right operand of the logits' product
   T* norm;       // [rows]
-  // forward: sum and maximum of each row so far, and the positives' logits (base e) [rows / period - 1, rows]
+  // forward: sum and maximum of each row so far, and the positives' products z_i . z_p [rows / period - 1, rows]
   double* sum;
   T* top;
   T* pos;

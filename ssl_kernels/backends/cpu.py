@@ -22,19 +22,19 @@ def self_lse(x, scale, multiplier, period, normalize):
     x = [_rows(t) for t in x]
     rows = sum(t.shape[0] for t in x)
     neg = torch.empty(rows, dtype=torch.float64 if x[0].dtype == torch.float64 else torch.float32)
-    margin, low = neg.new_empty((rows // period - 1, rows)), torch.empty_like(neg)
+    pos, top = neg.new_empty((rows // period - 1, rows)), torch.empty_like(neg)
     parts = [(t.data_ptr(), 0, t.shape[0], t.stride(0)) for t in x]
-    out = neg.data_ptr(), margin.data_ptr(), low.data_ptr()
+    out = neg.data_ptr(), pos.data_ptr(), top.data_ptr()
     _C.self_lse(parts, *_rest(x, scale, multiplier, period, normalize), *out)
-    return neg, margin, low
+    return neg, pos, top
 
 
-def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, low):
+def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top):
     x = [_rows(t) for t in x]
     dx = [torch.empty(t.shape, dtype=t.dtype) for t in x]
     parts = [(t.data_ptr(), d.data_ptr(), t.shape[0], t.stride(0)) for t, d in zip(x, dx, strict=True)]
     dneg, dpos = dneg.contiguous(), dpos.contiguous()
-    given = neg.data_ptr(), low.data_ptr(), dneg.data_ptr(), dpos.data_ptr()
+    given = neg.data_ptr(), top.data_ptr(), dneg.data_ptr(), dpos.data_ptr()
     dfactor = _C.self_lse_backward(parts, *_rest(x, scale, multiplier, period, normalize), *given)
     if scale is None:
         return dx, neg.new_empty(())

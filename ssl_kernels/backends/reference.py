@@ -47,15 +47,16 @@ def self_lse(x, scale, multiplier, period, normalize):
     rows = len(s)
     neg = s.masked_fill(_same_sample(rows, period, s.device), float("-inf")).logsumexp(1)
     pos = s[torch.arange(rows, device=s.device), _twins(rows, period, s.device)]
-    return neg, pos
+    top = torch.cat([neg[None], pos]).amax(0)
+    return neg - top, pos - top, top
 
 
-def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg):
+def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top):
     z, n = _unit(x, normalize)
     s, factor = _logits(z, scale, multiplier)
     rows = len(s)
     # d loss / d s, entry by entry; a row without negatives (neg = -inf) has none to send anything to
-    p = (s - neg[:, None]).exp().masked_fill(_same_sample(rows, period, s.device), 0.0)
+    p = ((s - top[:, None]) - neg[:, None]).exp().masked_fill(_same_sample(rows, period, s.device), 0.0)
     ds = dneg[:, None] * p
     ds[torch.arange(rows, device=s.device), _twins(rows, period, s.device)] = dpos.to(ds.dtype)
     # not through s / factor, so that a scale of zero keeps its gradient

@@ -60,9 +60,9 @@ def nt_xent_loss(
     views = [z1, z2, *more]
     check_views(views)
     scale, multiplier = as_scale(temperature, z1)
-    neg, pos = self_lse(views, scale, multiplier, period=z1.shape[0], backend=backend)
+    neg, pos, _ = self_lse(views, scale, multiplier, period=z1.shape[0], backend=backend)
     if not more:
-        # log(1 + e^(neg - pos)): exact where the softmax minus one would round to zero. Above 40 it is linear.
+        # -log of the positive's share, 1 / (1 + e^(neg - pos)): exact where that share rounds to one. Linear above 40.
         return F.softplus(neg - pos, 1.0, 40.0).mean()
     return (torch.logsumexp(torch.cat([neg[None], pos]), 0) - pos).mean()
 
