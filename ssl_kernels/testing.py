@@ -144,10 +144,11 @@ def _leaf(value: Any) -> Any:
 
 def oracle(spec: LossSpec, inputs: dict[str, Any]) -> Result:
     """The reference in float64 on the very numbers of ``inputs``: what everything else is compared with."""
-    return evaluate(spec.reference, _widened(inputs))
+    return evaluate(spec.reference, widened(inputs))
 
 
-def _widened(inputs: dict[str, Any]) -> dict[str, Any]:
+def widened(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs, every floating-point tensor among them in float64."""
     return {
         name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
@@ -231,7 +232,7 @@ def check_precision(function: Callable[..., Tensor], case: Case, draws: int = PR
     squares: dict[str, list[float]] = {}
     for seed in range(draws):
         inputs = case.inputs(seed)
-        truth = evaluate(partial(case.spec.fused, backend="reference"), _widened(inputs))
+        truth = evaluate(partial(case.spec.fused, backend="reference"), widened(inputs))
         eager, fused = evaluate(case.spec.reference, inputs), evaluate(function, inputs)
         for name in truth.names:
             sums = squares.setdefault(name, [0.0, 0.0, 0.0])

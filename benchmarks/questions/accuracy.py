@@ -1,0 +1,56 @@
+"""How far is each from float64, as drawn and as a trained model has it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.providers import providers
+from ssl_kernels.losses import SPECS
+from ssl_kernels.testing import Case, evaluate, relative_error, widened
+
+TITLE = "Relative error against float64: loss / gradient"
+COLUMNS = ("loss", "regime", "temperature", "dtype", "precision")
+
+TEMPERATURES = (0.5, 0.1, 0.05, 0.02, 0.01)
+
+
+def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
+    n, d = (128, 64) if quick else (1024, 128)
+    for loss, spec in SPECS.items():
+        candidates = providers(loss, compiled=False)
+        for trained in (False, True):
+            for temperature in TEMPERATURES:
+                for dtype, precision in (("float32", "highest"), ("float32", "high"), ("bfloat16", "highest")):
+                    case = Case(loss, "", "cpu", getattr(torch, dtype), n, d, temperature, trained)
+                    drawn = case.inputs() | {"temperature": temperature}
+                    # the fused reference in float64 keeps the positive out of the sums: exact where the loss is tiny
+                    truth = evaluate(partial(spec.fused, backend="reference"), widened(drawn))
+                    for name, function in candidates.items():
+                        got = _evaluate_at(precision, function, drawn)
+                        yield {
+                            "question": "accuracy", "loss": loss, "regime": "trained" if trained else "as drawn",
+                            "temperature": temperature, "dtype": dtype, "precision": precision, "n": n, "d": d,
+                            "provider": name, "true_loss": truth.loss.item(),
+                            "loss_error": relative_error(got.loss, truth.loss),
+                            "gradient_error": relative_error(
+                                torch.cat([got[name].double() for name in spec.features]),
+                                torch.cat([truth[name] for name in spec.features]),
+                            ),
+                        }  # fmt: skip
+
+
+def _evaluate_at(precision: str, function, drawn):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        return evaluate(function, drawn)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def cell(row: dict[str, Any]) -> str:
+    return f"{row['loss_error']:.0e} / {row['gradient_error']:.0e}"

@@ -1,0 +1,56 @@
+"""How much memory does forward and backward take at its peak, beyond inputs? Each answer from a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.harness import in_fresh_process
+from benchmarks.providers import providers
+from benchmarks.questions.speed import Job, inputs, training_call
+from ssl_kernels.losses import SPECS
+from ssl_kernels.testing import peak_extra_bytes
+
+TITLE = "Peak memory of forward and backward beyond the inputs, MiB (gradients included)"
+COLUMNS = ("loss", "n", "d", "dtype")
+
+SIZES = ((1024, 128), (4096, 128), (4096, 512), (65536, 128))
+QUICK = ((1024, 128),)
+LARGEST_MATRIX = (
+    4 << 30
+)  # those who store it are asked only where one float32 copy of it is smaller than this, in bytes
+MATRIX_FREE = ("ssl_kernels", "eager, in chunks")
+
+
+def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
+    for loss in SPECS:
+        for n, d in QUICK if quick else SIZES:
+            for dtype in (torch.float32, torch.bfloat16):
+                for name in providers(loss, compiled=not quick and n <= 4096):
+                    job = Job(loss, n, d, dtype)
+                    rows = len(SPECS[loss].features) * n
+                    if 4 * rows * rows > LARGEST_MATRIX and not name.startswith(MATRIX_FREE):
+                        continue
+                    if n > 4096 and name == "eager, in chunks" and dtype == torch.bfloat16:
+                        continue  # minutes, and it takes what float32 takes
+                    peak = in_fresh_process(peak_of, name, job, torch.get_num_threads())
+                    yield {
+                        "question": "memory", "loss": loss, "n": n, "d": d, "dtype": str(dtype)[6:],
+                        "provider": name, "peak_mib": peak / 2**20,
+                    }  # fmt: skip
+
+
+def peak_of(name: str, job: Job, threads: int) -> int:
+    """Run in a fresh process."""
+    torch.set_num_threads(threads)
+    function = providers(job.loss, compiled=name.startswith("compile"))[name]
+    # a compiled function must have been compiled for this very size; for the others a small call wakes all libraries
+    warm = job if name.startswith("compile") else Job(job.loss, 64, job.d, job.dtype)
+    training_call(function, [inputs(warm, 0)])()
+    return peak_extra_bytes(training_call(function, [inputs(job, 1)]))
+
+
+def cell(row: dict[str, Any]) -> str:
+    return f"{row['peak_mib']:.0f}" if row["peak_mib"] >= 10 else f"{row['peak_mib']:.1f}"

@@ -1,0 +1,97 @@
+"""How long does forward and backward take, from small batches to large ones, at every precision?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import torch
+
+from benchmarks.harness import interleave, ratios
+from benchmarks.providers import EAGER, Loss, providers
+from ssl_kernels.losses import SPECS
+
+TITLE = "Forward and backward, milliseconds (times faster than eager in the same run)"
+COLUMNS = ("loss", "n", "d", "dtype", "precision")
+
+TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the table: a problem that all providers solve."""
+
+    loss: str
+    n: int
+    d: int
+    dtype: torch.dtype = torch.float32
+    precision: str = "highest"  # torch.set_float32_matmul_precision; means nothing to the other dtypes
+
+
+PRECISIONS = ((torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "highest"))
+SIZES = ((32, 128), (64, 128), (128, 128), (256, 128), (1024, 128), (2048, 512), (4096, 128), (4096, 512), (8192, 128))
+QUICK = ((256, 128), (1024, 128))
+
+
+def jobs(quick: bool) -> list[Job]:
+    sizes = QUICK if quick else SIZES
+    return [Job(loss, n, d, *precision) for loss in SPECS for precision in PRECISIONS for n, d in sizes]
+
+
+def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
+    for job in jobs(quick):
+        # compiling costs up to half a minute a size and dtype: only where someone reads the result
+        compiled = not quick and job.n in (256, 4096)
+        yield from measure(job, providers(job.loss, compiled=compiled), rounds=7 if quick else 15)
+
+
+def measure(job: Job, candidates: dict[str, Loss], rounds: int, budget: float = 60.0) -> list[dict[str, Any]]:
+    """A row for every provider, in one interleaved run."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(job.precision)
+    try:
+        draws = [inputs(job, seed) for seed in range(3)]
+        calls = {name: training_call(function, draws) for name, function in candidates.items()}
+        samples = interleave(calls, rounds=rounds, budget=budget)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    rows = []
+    for name, taken in samples.items():
+        times = ratios(samples[EAGER], taken)
+        rows.append(
+            {"question": "speed", "loss": job.loss, "n": job.n, "d": job.d, "dtype": str(job.dtype)[6:]}
+            | {"precision": job.precision, "temperature": TEMPERATURE, "provider": name, "rounds": len(taken.seconds)}
+            | {f"{key}_ms": 1e3 * taken.percentile(q) for key, q in (("median", 50), ("p20", 20), ("p80", 80))}
+            | {f"{key}_times_faster": times.percentile(q) for key, q in (("median", 50), ("p20", 20), ("p80", 80))}
+        )
+    return rows
+
+
+def inputs(job: Job, seed: int, device: str = "cpu") -> dict[str, Any]:
+    """Fresh inputs of a job, the features asking for a gradient."""
+    generator = torch.Generator(device).manual_seed(seed)
+    spec = SPECS[job.loss]
+    drawn = spec.inputs(job.n, job.d, dtype=job.dtype, device=device, generator=generator)
+    if "temperature" in drawn:
+        drawn["temperature"] = TEMPERATURE
+    return {name: value.requires_grad_() if name in spec.features else value for name, value in drawn.items()}
+
+
+def training_call(function: Loss, draws: list[dict[str, Any]]) -> Callable[[], None]:
+    """Forward and backward on each of ``draws`` in turn, so that no call finds its own inputs in the cache."""
+    turns = cycle(draws)
+
+    def call() -> None:
+        leaves = next(turns)
+        for value in leaves.values():
+            if isinstance(value, torch.Tensor):
+                value.grad = None
+        function(**leaves).backward()
+
+    return call
+
+
+def cell(row: dict[str, Any]) -> str:
+    return f"{row['median_ms']:.3g} ({row['median_times_faster']:.1f}x)"

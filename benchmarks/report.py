@@ -1,0 +1,135 @@
+"""Rows into tables, CSV, plots, and the measured table of the README."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ROOT
+
+Row = dict[str, Any]
+
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+
+
+def table(rows: Iterable[Row], columns: Sequence[str], cell: Callable[[Row], str]) -> str:
+    """A markdown table: a line for each combination of ``columns``, a column for each provider."""
+    lines: dict[tuple, dict[str, str]] = {}
+    names: list[str] = []
+    for row in rows:
+        lines.setdefault(tuple(row[c] for c in columns), {})[row["provider"]] = cell(row)
+        if row["provider"] not in names:
+            names.append(row["provider"])
+    cells = [[*columns, *names]]
+    cells += [[*map(str, key), *(line.get(name, "") for name in names)] for key, line in lines.items()]
+    return align(cells)
+
+
+def align(cells: Sequence[Sequence[str]]) -> str:
+    """A markdown table of ``cells``, the first line its head, aligned for reading as plain text."""
+    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
+    text = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(text)
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def read_csv(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def plot_speed(path: Path, rows: Sequence[Row], title: str, time: str = "median_ms", x: str = "n") -> None:
+    """Time against size, a line a provider, a panel for each width, dtype and precision."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = list(dict.fromkeys((row["d"], row["dtype"], row["precision"]) for row in rows))
+    names = list(dict.fromkeys(row["provider"] for row in rows))
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, figsize=(5 * across, 3.8 * down), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (d, dtype, precision) in zip(axes.flat, panels, strict=False):
+        here = [row for row in rows if (row["d"], row["dtype"], row["precision"]) == (d, dtype, precision)]
+        for k, name in enumerate(names):
+            points = sorted((row[x], row[time]) for row in here if row["provider"] == name)
+            if points:
+                ours = name.startswith("ssl_kernels")
+                axis.loglog(
+                    *zip(*points, strict=True), "o-" if ours else ".--", lw=2 if ours else 1, color=f"C{k}", label=name
+                )
+        axis.set_title(f"D = {d}, {dtype}" + (f", {precision!r}" if dtype == "float32" else ""), fontsize=10)
+        axis.set_xlabel({"n": "N samples", "m": "M rows"}[x])
+        axis.set_ylabel("ms")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=7)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# --------------------------------------------------------------------------------------------------------------- README
+def readme_table(folder: Path) -> str:
+    """The table between the markers, from the CSV files of one results folder: nothing in it is typed by hand."""
+    speed = _read_all(folder, "speed")
+    memory = _read_all(folder, "memory")
+    if not speed:
+        raise FileNotFoundError(f"{folder}: expected speed.csv, found none; run python -m benchmarks first")
+    heaps = list(dict.fromkeys(row["heap"] for row in speed))
+    head = ["N", "D", "dtype, precision", "eager ms", "ssl_kernels ms"]
+    head += [f"times faster ({heap} heap)" for heap in heaps] + ["eager MiB", "ssl_kernels MiB"]
+    ours = next(row["provider"] for row in speed if row["provider"].startswith("ssl_kernels"))
+    cells = [head]
+    for key in dict.fromkeys((row["n"], row["d"], row["dtype"], row["precision"]) for row in speed):
+        at = {(r["heap"], r["provider"]): r for r in speed if (r["n"], r["d"], r["dtype"], r["precision"]) == key}
+        peaks = {r["provider"]: r["peak_mib"] for r in memory if (r["n"], r["d"], r["dtype"]) == key[:3]}
+        n, d, dtype, precision = key
+        line = [str(n), str(d), f'{dtype}, "{precision}"' if dtype == "float32" else dtype]
+        line += [f"{at[heaps[0], name]['median_ms']:.3g}" for name in ("eager", ours)]
+        line += [f"{at[heap, ours]['median_times_faster']:.1f}" if (heap, ours) in at else "" for heap in heaps]
+        line += [f"{peaks[name]:.0f}" if name in peaks else "" for name in ("eager", ours)]
+        cells.append(line)
+    row = speed[0]
+    about = (
+        f"NT-Xent, forward and backward, {row['threads']} threads of {row['machine']} ({row['features']}), "
+        f"torch {row['torch']}, commit {row['commit']}, {row['date']}: medians of one interleaved run. "
+        "Eager is `F.normalize`, `z @ z.T`, mask, `cross_entropy`; with a retained heap, freed memory stays with the "
+        "process, which helps eager most. `python -m benchmarks` and `python -m benchmarks --retained-heap` repeat it."
+    )
+    return f"{align(cells)}\n\n{about}"
+
+
+def _read_all(folder: Path, question: str) -> list[Row]:
+    return [row for path in sorted(folder.glob(f"{question}*.csv")) for row in read_csv(path)]
+
+
+def write_readme(folder: Path, readme: Path = ROOT / "README.md") -> None:
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme.name}: expected the markers {BEGIN} and {END}, found neither or one")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    readme.write_text(f"{before}{BEGIN}\n{readme_table(folder)}\n{END}{after}")
