@@ -161,17 +161,28 @@ def test_no_worse_than_eager(setting, monkeypatch):
     finally:
         torch.set_float32_matmul_precision(before)
     peer = eager(p, setting.precision)
-    # where eager happens to be exact: the last bits of a result, or of the parts that the scale's gradient adds up
-    eps = 2 * torch.finfo(setting.dtype).eps
     for name in Result._fields:
         ours, theirs, true = (getattr(r, name).double() for r in (got, peer, want))
         finite = true.isfinite()
         assert torch.equal(ours.isfinite(), finite), name
-        parts = true[finite].norm()
-        if name == "dscale":
-            parts += (p.dneg.norm(1) + p.dpos.norm(1)) * (1 if p.normalize else p.x.norm(dim=1).max() ** 2)
-        error, allowed = (ours - true)[finite].norm(), 2 * (theirs - true)[finite].norm() + eps * parts
-        assert error <= allowed, f"{name}: {error:.2e} where eager has {(theirs - true)[finite].norm():.2e}"
+        error, peers = (ours - true)[finite].norm(), (theirs - true)[finite].norm()
+        assert error <= 2 * peers + _last_bits(setting, p, want, name), f"{name}: {error:.2e}, eager has {peers:.2e}"
+
+
+def _last_bits(setting: Setting, p: Problem, want: Result, name: str) -> float:
+    """Two units in the last place, for where eager happens to be exact: of a result, or of what it is the sum of."""
+    true = getattr(want, name)
+    size = true[true.isfinite()].norm().item()
+    if name in ("neg", "pos"):
+        size += want.top.norm().item()
+    if name == "dscale":
+        size += (p.dneg.norm(1) + p.dpos.norm(1)).item() * (1 if p.normalize else p.x.norm(dim=1).max().item() ** 2)
+    bits = 2 * torch.finfo(setting.dtype).eps * size
+    if setting.dtype == F64:  # the truth is float64 too, and rounds logits as large as the scale in its own way
+        bits *= max(4.0, 1 / abs(setting.temperature))
+    if name == "dscale" and setting.precision != "highest":  # one number: eager's luck, against a tenth of tf32's bits
+        bits += 2**-14 * (p.dneg.norm() + p.dpos.norm()).item()
+    return bits
 
 
 def test_order_of_programs_changes_no_bit(monkeypatch):

@@ -11,22 +11,23 @@ from torch import Tensor
 
 from ssl_kernels.backends.triton_kernels import backward, forward, rows, tiles
 
-# Groups of rows in the forward: their partial sums (and maxima) take 128 floats a row, an embedding of D = 128,
-# and the 2,080 pairs of 64 groups fill 132 multiprocessors eight times over, two programs each.
+# Groups of rows in the forward: their partial sums and maxima take 128 floats a row, as an embedding of D = 128, and
+# the 2,080 pairs of 64 groups fill 132 multiprocessors eight times over, two programs each.
 MAX_GROUPS = 64
 
 # Rows are padded with zeros to whole tiles of every kernel, so that no load of operands needs a mask.
 ROW_MULTIPLE = 128
 
-# Programs that keep the chip busy (two on each of 132 multiprocessors): with fewer row blocks, columns are split.
+# Programs that keep the chip busy (two on each of 132 multiprocessors): with fewer row blocks, columns are split. Not
+# read from the device, so that one problem has the same bits on every GPU of a kind.
 ENOUGH_PROGRAMS = 264
 
 # More views than this are stacked by a copy first: each costs every row one load that is switched off.
 MAX_VIEWS = 8
 
 
-class _Problem:
-    """What forward and backward share: the views as kernel arguments and the operand rows made from them."""
+class Problem:
+    """What forward and backward share: the views as kernel arguments, and the operand rows made from them."""
 
     def __init__(self, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool) -> None:
         views = [t for t in x if len(t)]
@@ -37,25 +38,24 @@ class _Problem:
         self.counts = tuple(len(t) for t in self.xs)
         self.rows = sum(self.counts)
         self.width = x[0].shape[1]
-        self.padded_width = tiles.padded_width(self.width)
-        self.padded_rows = triton.cdiv(self.rows, ROW_MULTIPLE) * ROW_MULTIPLE
+        self.period = period
+        self.logits = (scale, multiplier)
         self.dtype = torch.float64 if x[0].dtype == torch.float64 else torch.float32
+
+        self.padded_rows = triton.cdiv(self.rows, ROW_MULTIPLE) * ROW_MULTIPLE
+        self.padded_width = tiles.padded_width(self.width)
         self.operands = _operands(x[0].dtype)
+        double = self.operands == tiles.DOUBLE
         pieces = 2 if self.operands == tiles.SPLIT else 1
         self.low_offset = self.padded_rows * self.padded_width
-        operand_dtype = torch.float64 if self.operands == tiles.DOUBLE else torch.float16
-        self.units = self.empty(pieces * self.low_offset, dtype=operand_dtype)
-        powers = not normalize and self.operands != tiles.DOUBLE
-        self.factors = self.empty(self.padded_rows) if powers else None
-        self.logits = (scale, multiplier)
-        self.shape: dict[str, Any] = {"NORMALIZE": normalize, "PIECES": pieces, "WIDTH": self.padded_width}
-        # whole rows in one program for the kernels that go row by row, about 4,096 entries each
-        self.row_block = triton.next_power_of_2(self.padded_width)
-        self.row_tile = {"ROWS": min(32, max(1, 4096 // self.row_block)), "BLOCK_D": self.row_block}
-        self.period = period
-        rows.prepare[(triton.cdiv(self.padded_rows, self.row_tile["ROWS"]),)](
+        self.units = self.empty(pieces * self.low_offset, dtype=torch.float64 if double else torch.float16)
+        self.factors = None if normalize or double else self.empty(self.padded_rows)
+
+        self.kind: dict[str, Any] = {"NORMALIZE": normalize, "PIECES": pieces, "WIDTH": self.padded_width}
+        self.by_row = tiles.whole_rows(self.padded_width, self.operands)
+        rows.prepare[(triton.cdiv(self.padded_rows, self.by_row["ROWS"]),)](
             self.xs, self.strides, self.counts, self.units, self.factors, self.low_offset, self.width,
-            **self.shape, **self.row_tile, num_warps=4, enable_fp_fusion=True,
+            **self.kind, **self.by_row,
         )  # fmt: skip
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -66,24 +66,31 @@ def self_lse(
     x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     with _on_device(x[0]):
-        p = _Problem(x, scale, multiplier, period, normalize)
-        tile = tiles.tile("forward", p.operands, p.padded_width)
-        group = triton.cdiv(triton.cdiv(p.rows, MAX_GROUPS), ROW_MULTIPLE) * ROW_MULTIPLE
-        groups = triton.cdiv(p.rows, group)
-        sums = p.empty(2, groups, p.padded_rows)
-        top_offset = groups * p.padded_rows
-        forward.sweep[(groups, groups)](
-            p.units, p.factors, *p.logits, sums, p.rows, period, group, p.padded_rows, p.low_offset, top_offset,
-            **p.shape, **_blocks(tile, "BLOCK_D"),
-        )  # fmt: skip
-        neg = p.empty(p.rows)
-        top = p.empty(p.rows)
+        p = Problem(x, scale, multiplier, period, normalize)
+        sums = sum_negatives(p)
+        groups = sums.shape[1]
+        neg, top = p.empty(p.rows), p.empty(p.rows)
         pos = p.empty(p.rows // period - 1, p.rows)
-        forward.combine[(triton.cdiv(p.rows, p.row_tile["ROWS"]),)](
+        forward.combine[(triton.cdiv(p.rows, p.by_row["ROWS"]),)](
             p.units, p.factors, *p.logits, sums, neg, pos, top, p.rows, period, groups, p.padded_rows,
-            p.low_offset, top_offset, **p.shape, **p.row_tile, MAX_GROUPS=MAX_GROUPS, num_warps=4, enable_fp_fusion=True,
+            p.low_offset, sums.stride(0), MAX_GROUPS=MAX_GROUPS, **p.kind, **p.by_row,
         )  # fmt: skip
     return neg, pos, top
+
+
+def sum_negatives(p: Problem) -> Tensor:
+    """``[sums or maxima, group, padded row]``."""
+    tile = tiles.tile("forward", p.operands, p.padded_width)
+    group = triton.cdiv(triton.cdiv(p.rows, MAX_GROUPS), ROW_MULTIPLE) * ROW_MULTIPLE
+    groups = triton.cdiv(p.rows, group)
+    sums = p.empty(2, groups, p.padded_rows)
+    blocks = tile.arguments()
+    del blocks["BLOCK_D"]
+    forward.sweep[(groups, groups)](
+        p.units, p.factors, *p.logits, sums, p.rows, p.period, group, p.padded_rows, p.low_offset, sums.stride(0),
+        **p.kind, **blocks,
+    )  # fmt: skip
+    return sums
 
 
 def self_lse_backward(
@@ -91,47 +98,53 @@ def self_lse_backward(
     normalize: bool, neg: Tensor, top: Tensor,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     with _on_device(x[0]):
-        p = _Problem(x, scale, multiplier, period, normalize)
-        weights = p.empty(3, p.padded_rows)
-        unit = p.empty(1)
-        backward.weigh[(triton.cdiv(p.padded_rows, 1024),)](
-            neg, top, dneg.contiguous(), p.factors, *p.logits, weights, unit, p.rows, p.padded_rows,
-            NORMALIZE=normalize, BLOCK=1024, num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
-
-        tile = tiles.tile("backward", p.operands, p.padded_width)
-        row_blocks = triton.cdiv(p.rows, tile.BLOCK_M)
-        chunks = triton.cdiv(p.padded_width, tile.BLOCK_D)
-        column_tiles = triton.cdiv(p.rows, tile.BLOCK_N)
-        spans = min(column_tiles, triton.cdiv(ENOUGH_PROGRAMS, row_blocks * chunks))
-        span = triton.cdiv(column_tiles, spans) * tile.BLOCK_N
-        spans = triton.cdiv(p.rows, span)
-        received = p.empty(spans, p.padded_rows, p.padded_width)
-        backward.sweep[(row_blocks, spans, chunks)](
-            p.units, p.factors, *p.logits, weights, received, p.rows, period, span, p.padded_rows, p.low_offset,
-            **p.shape, **_blocks(tile),
-        )  # fmt: skip
-
-        dx = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in x]
-        stacked = len(p.xs) == 1 and len(x) > 1
-        dxs = (torch.empty_like(p.xs[0], memory_format=torch.contiguous_format),) if stacked else None
-        dxs = dxs or tuple(t for t in dx if len(t))
-        programs = triton.cdiv(p.rows, p.row_tile["ROWS"])
+        p = Problem(x, scale, multiplier, period, normalize)
+        received, unit = receive(p, dneg, neg, top)
+        dxs = tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in p.xs)
+        programs = triton.cdiv(p.rows, p.by_row["ROWS"])
         by_program = p.empty(programs)
         backward.finish[(programs,)](
             p.xs, p.strides, p.counts, dxs, p.units, p.factors, *p.logits, received, unit, dpos.contiguous(),
-            by_program, p.rows, period, spans, p.padded_rows, p.low_offset, p.width,
-            **p.shape, **p.row_tile, num_warps=4, enable_fp_fusion=True,
+            by_program, p.rows, period, len(received), p.padded_rows, p.low_offset, p.width, **p.kind, **p.by_row,
         )  # fmt: skip
-        if stacked:
-            dx = list(dxs[0].split([len(t) for t in x]))
+        dx = _per_input(dxs, x)
         if scale is None:
             return dx, torch.zeros((), dtype=p.dtype, device=x[0].device)
         dscale = torch.empty_like(scale)
-        backward.sum_scale[(1,)](
-            by_program, multiplier, dscale, programs, BLOCK=1024, num_warps=4, enable_fp_fusion=True
-        )  # fmt: skip
+        backward.sum_scale[(1,)](by_program, multiplier, dscale, programs, **tiles.VECTOR)
     return dx, dscale
+
+
+def _per_input(dxs: tuple[Tensor, ...], x: list[Tensor]) -> list[Tensor]:
+    """The gradients of the stacked views handed back one by one, and empty ones for empty inputs."""
+    if len(dxs) == 1 and len(x) > 1:
+        return [part.clone() for part in dxs[0].split([len(t) for t in x])]
+    parts = iter(dxs)
+    return [next(parts) if len(t) else torch.empty_like(t) for t in x]
+
+
+def receive(p: Problem, dneg: Tensor, neg: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """``[span of columns, padded row, padded width]`` and the unit it is in."""
+    weights = p.empty(3, p.padded_rows)
+    unit = p.empty(1)
+    backward.weigh[(triton.cdiv(p.padded_rows, tiles.VECTOR["BLOCK"]),)](
+        neg, top, dneg.contiguous(), p.factors, *p.logits, weights, unit, p.rows, p.padded_rows,
+        NORMALIZE=p.kind["NORMALIZE"], **tiles.VECTOR,
+    )  # fmt: skip
+
+    tile = tiles.tile("backward", p.operands, p.padded_width)
+    row_blocks = triton.cdiv(p.rows, tile.BLOCK_M)
+    chunks = triton.cdiv(p.padded_width, tile.BLOCK_D)
+    column_tiles = triton.cdiv(p.rows, tile.BLOCK_N)
+    spans = min(column_tiles, triton.cdiv(ENOUGH_PROGRAMS, row_blocks * chunks))
+    span = triton.cdiv(column_tiles, spans) * tile.BLOCK_N
+    spans = triton.cdiv(p.rows, span)
+    received = p.empty(spans, p.padded_rows, p.padded_width)
+    backward.sweep[(row_blocks, spans, chunks)](
+        p.units, p.factors, *p.logits, weights, received, p.rows, p.period, span, p.padded_rows, p.low_offset,
+        **p.kind, **tile.arguments(),
+    )  # fmt: skip
+    return received, unit
 
 
 def _operands(dtype: torch.dtype) -> str:
@@ -141,11 +154,6 @@ def _operands(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return tiles.SPLIT
     return tiles.HALF
-
-
-def _blocks(tile: tiles.Tile, *unused: str) -> dict[str, Any]:
-    blocks = {name: size for name, size in tile._asdict().items() if name not in unused}
-    return {**blocks, "num_stages": tile.STAGES, "enable_fp_fusion": True}
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -15,6 +15,9 @@ class Tile(NamedTuple):
     STAGES: int
     num_warps: int
 
+    def arguments(self) -> dict[str, int | bool | None]:
+        return {**self._asdict(), "num_stages": self.STAGES, "enable_fp_fusion": True}
+
 
 HALF, SPLIT, DOUBLE = "half", "split", "double"
 
@@ -47,7 +50,18 @@ def tile(kernel: str, operands: str, width: int) -> Tile:
     for widest, entry in TABLE[kernel, operands]:
         if widest is None or width <= widest:
             break
-    return entry._replace(BLOCK_K=entry.BLOCK_K or width, BLOCK_D=entry.BLOCK_D or width)
+    return entry._replace(BLOCK_K=min(entry.BLOCK_K or width, width), BLOCK_D=min(entry.BLOCK_D or width, width))
+
+
+# The kernels that go by rows hold them whole, about 4,096 entries a program (half as many in float64, which takes twice
+# the registers); those that go over one number a row take 4,096.
+VECTOR = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": True}
+
+
+def whole_rows(width: int, operands: str) -> dict[str, int | bool]:
+    block = 1 << (width - 1).bit_length()
+    entries = 2048 if operands == DOUBLE else 4096
+    return {"ROWS": min(32, max(1, entries // block)), "BLOCK_D": block, "num_warps": 4, "enable_fp_fusion": True}
 
 
 def padded_width(width: int) -> int:

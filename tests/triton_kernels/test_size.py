@@ -1,0 +1,73 @@
+"""Large problems without computing them: the memory they take, and addresses beyond M = 46,341 rows (M^2 > 2^31)."""
+
+from __future__ import annotations
+
+import math
+
+import interpreter
+import pytest
+import torch
+
+from ssl_kernels.backends.triton_kernels import launch
+
+KERNELS = ("prepare", "sweep", "combine", "weigh", "finish", "sum_scale")
+MIB = 2**20
+
+
+@pytest.fixture
+def huge(monkeypatch):
+    monkeypatch.setattr(interpreter.SETTINGS, "races", False)
+    return monkeypatch
+
+
+def test_workspace_is_linear_in_the_rows(huge):
+    """M = 131,072, D = 128: everything that is allocated, results included, counted as it is asked for."""
+    huge.setattr(interpreter.SETTINGS, "only", dict.fromkeys(KERNELS, ()))
+    asked = []
+    empty = torch.empty
+
+    def counted(*args, **kwargs):
+        t = empty(*args, **kwargs)
+        asked.append(t.numel() * t.element_size())
+        return t
+
+    x = [torch.zeros(65536, 128, dtype=torch.bfloat16)] * 2
+    scale = torch.tensor(10.0)
+    huge.setattr(torch, "empty", counted)
+    neg, pos, top = launch.self_lse(x, scale, 1.0, 65536, True)
+    forward_bytes = sum(asked)
+    asked.clear()
+    launch.self_lse_backward(neg, pos, x, scale, 1.0, 65536, True, neg, top)
+    # operand rows (float16) 32 MiB; forward: sums and maxima of 64 groups 64 MiB; backward: float32 sums 64 MiB
+    # and the gradient 32 MiB
+    assert forward_bytes < 98 * MIB
+    assert sum(asked) < 131 * MIB
+
+
+def test_addresses_of_the_last_rows(huge):
+    """46,400 rows: the last programs of every kernel, under the interpreter's overflow and bounds checks."""
+    rows, scale = 46_400, torch.tensor(10.0)
+    x = torch.randn(rows, 4)
+    z = torch.nn.functional.normalize(x.double(), dim=1) * 10**0.5
+    problem = launch.Problem([x], scale, 1.0, rows, True)  # in full
+
+    group, last = 768, 60  # rows in a group, the last group
+    first = last * group
+    huge.setattr(interpreter.SETTINGS, "only", {"sweep": [last * (last + 1), last * (last + 1) + last]})
+    sums = launch.sum_negatives(problem)
+    assert sums.shape == (2, last + 1, problem.padded_rows)
+    inner = (z[first:] @ z[first:].T).exp().fill_diagonal_(0)
+    torch.testing.assert_close(sums[0, last, first:rows].double(), inner.sum(1), rtol=1e-5, atol=0)
+    across = (z[:group] @ z[first:].T).exp()
+    torch.testing.assert_close(sums[0, last, :group].double(), across.sum(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sums[0, 0, first:rows].double(), across.sum(0), rtol=1e-5, atol=0)
+
+    blocks = -(-rows // 64)
+    huge.setattr(interpreter.SETTINGS, "only", {"sweep": [blocks - 1]})
+    received, unit = launch.receive(problem, torch.ones(rows), torch.full((rows,), 9.0), torch.zeros(rows))
+    assert len(received) == 1
+    e = (z[-64:] @ z.T).exp()
+    e[torch.arange(64), torch.arange(rows - 64, rows)] = 0
+    want = 2 * (e @ z / 10**0.5) * math.exp(-9)
+    got = received[0, rows - 64 : rows, :4].double() * unit / 1024
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
