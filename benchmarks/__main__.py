@@ -1,7 +1,7 @@
 """``python -m benchmarks [question ...]``: measures on this machine, prints tables, leaves CSV and plots.
 
-Threads that wait for work spin for a while by default and take time from whatever runs next to them; on a shared machine
-``OMP_WAIT_POLICY=passive`` makes runs more alike. Whatever is set stands in every row.
+Threads that wait for work spin for a while by default and take time from whatever runs next to them; on a shared
+machine ``OMP_WAIT_POLICY=passive`` makes runs more alike. Whatever is set stands in every row.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ def main() -> None:
     parser.add_argument("--retained-heap", action="store_true", help="keep freed memory in the process (see README)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<machine>-<date>")
-    parser.add_argument(
-        "--readme", action="store_true", help="write the table of README.md from the results; asks nothing"
-    )
+    parser.add_argument("--readme", action="store_true", help="write README.md's table from the results")
     options = parser.parse_args()
     if unknown := set(options.questions) - set(QUESTIONS):
         parser.error(f"question: expected {', '.join(QUESTIONS)}, got {', '.join(sorted(unknown))}")

@@ -1,8 +1,8 @@
 """Time, memory and surroundings of a call, on machines that others use at the same time.
 
 Absolute times on a shared machine say little; ratios within one run say much. So candidates are interleaved (A B C,
-A B C, ...) and a ratio is taken within each round, between samples that lie side by side; what is reported is the median
-over the rounds, with the 20th and 80th percentile.
+A B C, ...) and a ratio is taken within each round, between samples that lie side by side; what is reported is the
+median over the rounds, with the 20th and 80th percentile.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from ssl_kernels import backends
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
-# Freed memory stays with the process, so that big temporaries are not mapped and zeroed anew by the kernel on every call.
-# It helps whoever makes big temporaries, eager most of all: ratios are given with and without it.
+# Freed memory stays with the process, so that big temporaries are not mapped and zeroed anew on every call. It helps whoever makes big temporaries, eager most of all: ratios are given with and without it.
 RETAINED_HEAP = "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
 
 Call = Callable[[], Any]

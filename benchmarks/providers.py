@@ -19,7 +19,7 @@ EAGER = "eager"  # what ratios refer to
 
 
 def providers(loss: str, device: str = "cpu", compiled: bool = True) -> dict[str, Loss]:
-    """Every way to compute ``loss`` here, called with the same inputs; ours first, ``eager`` is what an expert writes."""
+    """Every way to compute ``loss`` here, called with the same inputs; ``eager`` is what an expert writes."""
     ours = [name for name in backends_for(device) if name != "reference" and backends.status()[name] is None]
     table: dict[str, Loss] = {f"ssl_kernels {name}": partial(SPECS[loss].fused, backend=name) for name in ours}
     others: Mapping[str, Loss] = {EAGER: SPECS[loss].reference, **OTHERS.get(loss, {})}
@@ -53,7 +53,7 @@ def without_copies(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5) ->
 
 
 class _Chunked(torch.autograd.Function):
-    """The rows of the matrix a block at a time, recomputed in backward: O(N D) memory without any kernel of one's own."""
+    """The rows of the matrix a block at a time, recomputed in backward: O(N D) memory without a kernel of one's own."""
 
     ROWS = 512
 

@@ -78,6 +78,8 @@ def self_lse(
         ValueError: shapes, dtypes or devices disagree, ``period`` does not divide ``M``, unknown backend.
         TypeError: not floating-point tensors.
     """
+    if not x:  # said here, because the dispatcher finds no kernel for no tensors
+        raise ValueError("x: expected at least one tensor, got none")
     return torch.ops.ssl_kernels.self_lse(list(x), scale, multiplier, period, normalize, backend or backends.override())
 
 

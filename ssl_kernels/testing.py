@@ -99,7 +99,7 @@ def cases(device: str = "cpu") -> list[Case]:
 
 
 def precision_cases(device: str = "cpu") -> list[Case]:
-    """The cases that :func:`check_precision` judges: one shape, every dtype and temperature, as drawn and as trained."""
+    """The cases that :func:`check_precision` judges: one shape, every dtype and temperature, drawn and trained."""
     n, d = PRECISION_SHAPE
     return [
         Case(loss, backend, device, dtype, n, d, temperature, trained)

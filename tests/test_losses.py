@@ -133,7 +133,7 @@ def test_only_what_asks_gets_a_gradient(spec, place):
         assert torch.equal(case.fused(**inputs), expected.loss)
 
 
-# --------------------------------------------------------------------------------------------------------------- autograd
+# --------------------------------------------------------------------------------------------------------------- autogr
 def test_backward_twice_and_accumulation(spec, place):
     inputs = (case := a_case(spec, place)).inputs()
     expected = evaluate(case.fused, inputs)
@@ -192,7 +192,7 @@ def test_function_transforms_are_right_or_refused(spec, place, transform):
     torch.testing.assert_close(got, expected)
 
 
-# ----------------------------------------------------------------------------------------------------- torch.compile, amp
+# ----------------------------------------------------------------------------------------------------- torch.compile, a
 @pytest.mark.parametrize("engine", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiles_in_one_graph(spec, place, engine, dtype):
@@ -259,7 +259,7 @@ def test_autocast_widens_and_answers_in_float32(spec, place, half):
         assert torch.equal(got[name], expected[name].to(mixed[name].dtype))
 
 
-# ------------------------------------------------------------------------------------------------- numbers out of the way
+# ------------------------------------------------------------------------------------------------- numbers out of the w
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 5), (65, 33), (150, 128)])
@@ -336,7 +336,7 @@ def test_rows_of_very_different_length(spec, place, exponent):
     check(case.fused, _fixed(case, inputs))
 
 
-# ---------------------------------------------------------------------------------------------- temperature in every form
+# ---------------------------------------------------------------------------------------------- temperature in every fo
 def test_temperature_in_every_form(place):
     spec = SPECS["nt_xent"]
     inputs = a_case(spec, place, 20, 16).inputs()
@@ -360,7 +360,7 @@ def test_a_flat_temperature_is_the_logarithm(place):
     torch.testing.assert_close(loss.item(), torch.tensor(39.0).log().item())
 
 
-# ----------------------------------------------------------------------------------------- memory, threads, repeatability
+# ----------------------------------------------------------------------------------------- memory, threads, repeatabili
 def test_saves_no_matrix_for_backward(spec, place):
     if place.backend == "reference":
         pytest.skip("the reference stores the matrix while it computes")

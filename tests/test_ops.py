@@ -28,6 +28,13 @@ def entry_by_entry(x: list[Tensor], factor: float, period: int, normalize: bool)
     return [math.log(sum(row)) if row else -math.inf for row in neg], pos
 
 
+def plain(*arguments, **keywords) -> tuple[Tensor, Tensor]:
+    """``neg`` and ``pos`` without the shift by ``top``."""
+    neg, pos, top = self_lse(*arguments, **keywords)
+    assert not top.requires_grad
+    return neg + top, pos + top
+
+
 MEANINGS = [  # sizes of the inputs, period
     ([(4, 3), (4, 3)], 4),  # two views
     ([(8, 3)], 4),  # the same rows in one tensor
@@ -45,7 +52,7 @@ MEANINGS = [  # sizes of the inputs, period
 @pytest.mark.parametrize(("sizes", "period"), MEANINGS, ids=str)
 def test_meaning(place, sizes, period, normalize):
     x = draw(*sizes, device=place.device)
-    neg, pos = self_lse(x, multiplier=1.7, period=period, normalize=normalize, backend=place.backend)
+    neg, pos = plain(x, multiplier=1.7, period=period, normalize=normalize, backend=place.backend)
     rows = sum(n for n, _ in sizes)
     assert neg.shape == (rows,) and pos.shape == (rows // period - 1, rows)
     expected_neg, expected_pos = entry_by_entry(x, 1.7, period, normalize)
@@ -70,7 +77,7 @@ def test_gradients(place, sizes, period, normalize, factor):
     scale = torch.tensor(factor, dtype=torch.float64, device=place.device, requires_grad=True)
 
     def call(scale, *x):
-        return self_lse(x, scale, 0.7, period=period, normalize=normalize, backend=place.backend)
+        return plain(x, scale, 0.7, period=period, normalize=normalize, backend=place.backend)
 
     assert torch.autograd.gradcheck(call, (scale, *x), atol=1e-6, rtol=1e-4)
 
@@ -80,7 +87,7 @@ def test_a_gradient_of_one_output_alone(place, which):
     x = [t.requires_grad_() for t in draw((5, 4), (5, 4), device=place.device)]
 
     def call(*x):
-        neg, pos = self_lse(x, multiplier=3.0, period=5, backend=place.backend)
+        neg, pos = plain(x, multiplier=3.0, period=5, backend=place.backend)
         return neg if which == "neg" else pos
 
     assert torch.autograd.gradcheck(call, x)
@@ -94,9 +101,8 @@ def test_opcheck(place, dtype, learned, sizes, period):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     scale = torch.tensor(2.0, dtype=wide, device=place.device) if learned else None
     forward = torch.ops.ssl_kernels.self_lse.default
-    neg, pos = forward(x, scale, 1.5, period, True, place.backend)
-    dneg, dpos = torch.ones_like(neg), torch.ones_like(pos)
-    back = (dneg, dpos, x, scale, 1.5, period, True, neg, place.backend)
+    neg, pos, top = forward(x, scale, 1.5, period, True, place.backend)
+    back = (torch.ones_like(neg), torch.ones_like(pos), x, scale, 1.5, period, True, neg, top, place.backend)
     torch.library.opcheck(torch.ops.ssl_kernels.self_lse_backward.default, back)
     for t in x if scale is None else [*x, scale]:
         t.requires_grad_()
@@ -105,37 +111,49 @@ def test_opcheck(place, dtype, learned, sizes, period):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_results_are_wide(place, dtype):
-    neg, pos = self_lse(draw((4, 3), (4, 3), dtype=dtype, device=place.device), period=4, backend=place.backend)
-    assert neg.dtype == pos.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    results = self_lse(draw((4, 3), (4, 3), dtype=dtype, device=place.device), period=4, backend=place.backend)
+    assert {t.dtype for t in results} == {torch.float64 if dtype == torch.float64 else torch.float32}
 
 
+@pytest.mark.parametrize("factor", [-300.0, 0.1, 50.0, 4000.0])
+def test_the_larger_side_is_the_one_rounded(place, factor):
+    x = draw((40, 8), (40, 8), dtype=torch.float32, device=place.device)
+    neg, pos, top = self_lse(x, multiplier=factor, period=40, backend=place.backend)
+    larger = torch.maximum(neg, pos[0])
+    assert (larger.abs() <= torch.finfo(torch.float32).eps * (1 + top.abs())).all()
+    wide = self_lse([t.double() for t in x], multiplier=factor, period=40, backend="reference")
+    torch.testing.assert_close((neg - pos[0]).double(), wide[0] - wide[1][0], rtol=0, atol=1e-6 * (1 + abs(factor)))
+
+
+X = draw((6, 3))
 BAD = [
-    (dict(x=[], period=1), ValueError, "x: expected at least one tensor, got none"),
-    (dict(x=draw((4,) * 2) + [torch.ones(4)], period=1), ValueError, r"x\[1\]: expected 2 dimensions \[N, D\], got shape \(4,\)"),
-    (dict(x=draw((4, 3), (4, 2)), period=4), ValueError, r"x\[1\]: expected width 3 as x\[0\], got 2"),
-    (dict(x=[torch.ones(4, 3).long()], period=4), TypeError, r"x\[0\]: expected float32, float64, bfloat16 or float16, got torch.int64"),
-    (dict(x=[*draw((4, 3)), torch.ones(4, 3)], period=4), ValueError, r"x\[1\]: expected dtype torch.float64 as x\[0\], got torch.float32"),
-    (dict(x=draw((0, 3)), period=1), ValueError, "x: expected at least one row and one column, got 0 rows of width 3"),
-    (dict(x=draw((3, 0)), period=1), ValueError, "x: expected at least one row and one column, got 3 rows of width 0"),
-    (dict(x=draw((6, 3)), period=4), ValueError, "period: expected a positive divisor of the 6 rows, got 4"),
-    (dict(x=draw((6, 3)), period=0), ValueError, "period: expected a positive divisor of the 6 rows, got 0"),
-    (dict(x=draw((6, 3)), period=-3), ValueError, "period: expected a positive divisor of the 6 rows, got -3"),
-    (dict(x=draw((6, 3)), period=3, scale=torch.ones(2)), ValueError, r"scale: expected one element, got shape \(2,\)"),
-    (dict(x=draw((6, 3)), period=3, scale=torch.tensor(1)), TypeError, "scale: expected a floating-point tensor, got torch.int64"),
-    (dict(x=draw((6, 3)), period=3, scale=torch.ones((), device="meta")), ValueError, "scale: expected device cpu as x, got meta"),
-]  # fmt: skip
+    ({"x": [], "period": 1}, ValueError, "x: expected at least one tensor, got none"),
+    ({"x": [*X, X[0][0]]}, ValueError, r"x\[1\]: expected 2 dimensions \[N, D\], got shape \(3,\)"),
+    ({"x": draw((4, 3), (4, 2))}, ValueError, r"x\[1\]: expected width 3 as x\[0\], got 2"),
+    ({"x": [X[0].long()]}, TypeError, r"x\[0\]: expected float32, float64, bfloat16 or float16, got torch.int64"),
+    ({"x": [*X, X[0].float()]}, ValueError, r"x\[1\]: expected dtype torch.float64 as x\[0\], got torch.float32"),
+    ({"x": draw((0, 3))}, ValueError, "x: expected at least one row and one column, got 0 rows of width 3"),
+    ({"x": draw((3, 0))}, ValueError, "x: expected at least one row and one column, got 3 rows of width 0"),
+    ({"period": 4}, ValueError, "period: expected a positive divisor of the 6 rows, got 4"),
+    ({"period": 0}, ValueError, "period: expected a positive divisor of the 6 rows, got 0"),
+    ({"period": -3}, ValueError, "period: expected a positive divisor of the 6 rows, got -3"),
+    ({"scale": torch.ones(2)}, ValueError, r"scale: expected one element, got shape \(2,\)"),
+    ({"scale": torch.tensor(1)}, TypeError, "scale: expected a floating-point tensor, got torch.int64"),
+    ({"scale": torch.ones((), device="meta")}, ValueError, "scale: expected device cpu as x, got meta"),
+]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[message[:50] for *_, message in BAD])
 def test_bad_arguments_say_what_is_wrong_in_one_line(arguments, error, message):
     with pytest.raises(error, match=f"^{message}$"):
-        self_lse(**arguments, backend="reference")
+        self_lse(**{"x": X, "period": 3} | arguments, backend="reference")
 
 
 def test_shapes_are_known_without_data():
     x = [t.to("meta") for t in draw((4, 3), (4, 3), dtype=torch.bfloat16)]
-    neg, pos = torch.ops.ssl_kernels.self_lse(x, None, 1.0, 4, True, "")
-    assert (neg.shape, pos.shape, neg.dtype, neg.device.type) == ((8,), (1, 8), torch.float32, "meta")
+    neg, pos, top = torch.ops.ssl_kernels.self_lse(x, None, 1.0, 4, True, "")
+    assert (neg.shape, pos.shape, top.shape) == ((8,), (1, 8), (8,))
+    assert {(t.dtype, t.device.type) for t in (neg, pos, top)} == {(torch.float32, "meta")}
 
 
 def test_backward_in_the_autocast_region_is_as_precise(place):
@@ -144,7 +162,7 @@ def test_backward_in_the_autocast_region_is_as_precise(place):
     def gradient(*contexts):
         for t in x:
             t.grad = None
-        neg, pos = self_lse(x, multiplier=5.0, period=9, backend=place.backend)
+        neg, pos, _ = self_lse(x, multiplier=5.0, period=9, backend=place.backend)
         with torch.autocast(place.device, dtype=torch.bfloat16, enabled=bool(contexts)):
             (neg.sum() - pos.sum()).backward()
         return x[0].grad.clone()
