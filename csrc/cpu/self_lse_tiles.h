@@ -150,7 +150,7 @@ SSL_INLINE void forward_running(const SelfLse<T>& s, int64_t i0, int64_t i1, int
       return larger(t, top);
     };
     auto term = [&](Vec<T> top, int r, int v) __attribute__((always_inline)) {
-      const Vec<T> e = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - top));
+      const Vec<T> e = exp2<T>((acc[r][v] * scale - top) + acc[r][v] * scale_low);
       return keep ? kept<T>(e, keep + r * P + v * L) : e;
     };
     for (int v = 0; v < NV; ++v) {
@@ -207,8 +207,8 @@ SSL_INLINE void gradient_tile(const SelfLse<T>& s, int64_t i0, int64_t i1, int64
         const Vec<T> weight_j = load<T>(s.weight + j + v * L);
         Vec<T> g;
         if constexpr (Running) {
-          g = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - splat<T>(s.neg2[i + r]))) * weight_i +
-              exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - load<T>(s.neg2 + j + v * L))) * weight_j;
+          g = exp2<T>((acc[r][v] * scale - splat<T>(s.neg2[i + r])) + acc[r][v] * scale_low) * weight_i +
+              exp2<T>((acc[r][v] * scale - load<T>(s.neg2 + j + v * L)) + acc[r][v] * scale_low) * weight_j;
         } else {
           g = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - shift)) * (weight_i + weight_j);
         }
