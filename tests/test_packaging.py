@@ -52,7 +52,7 @@ def tree(tmp_path):
     """The sources as a newcomer gets them: nothing that was built here."""
     target = tmp_path / "tree"
     built = shutil.ignore_patterns("__pycache__", "*.so", "_build.json")
-    for name in ("ssl_kernels", "methods", "csrc", "tests", "benchmarks", "docs"):
+    for name in ("ssl_kernels", "methods", "csrc"):
         shutil.copytree(ROOT / name, target / name, ignore=built)
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
