@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,7 @@ class Demo:
 
 
 def demo(settings: Demo) -> None:
-    out, number = settings.out, 1
-    while out.exists():
-        number += 1
-        out = settings.out.with_name(f"{settings.out.name}-{number}")
+    out = free(settings.out)
     recipe = RECIPES["digits"] | {"epochs": settings.epochs, "seed": settings.seed}
     config = SimCLR.Config(**recipe, recipe="digits", out=out)
     with torch.random.fork_rng():
@@ -59,6 +57,12 @@ def demo(settings: Demo) -> None:
     print(f"picture: {out / 'demo.png'}")
     line = ", ".join(f"{name} {mean:.1f} ± {std:.1f} %" for name, ((mean, std), *_) in table.items())
     print(f"one label per class, nearest neighbour, {DRAWS} draws: {line}")
+
+
+def free(folder: Path) -> Path:
+    """``folder``, or with the smallest number behind it that is not taken."""
+    names = (folder.with_name(f"{folder.name}-{k}") if k > 1 else folder for k in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _encode(encoder: torch.nn.Module, data: Data, device: torch.device) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,9 +15,10 @@ class Log:
 
     A resumed run goes through the steps since its checkpoint a second time, to the same numbers: the lines of those
     that are there already are not repeated. Only a last line cut short by a kill is dropped, to be written again.
+    TensorBoard, which buffers, is told to forget what it has from ``start`` on.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, tensorboard: bool, start: int = 0) -> None:
         path = folder / "metrics.jsonl"
         self.written = set()
         if path.exists():
@@ -31,18 +33,21 @@ class Log:
         if tensorboard and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __call__(self, kind: str, step: int, **values: Any) -> None:
         """One line ``{"kind": ..., "step": ..., ...}``; ``kind`` is train or eval."""
-        if (kind, step) in self.written:
-            return
-        self.written.add((kind, step))
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        if (kind, step) not in self.written:
+            self.written.add((kind, step))
+            self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.file.flush()
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Nothing that comes before a checkpoint may reach the disk after it: the resumed run would not write it."""
+        os.fsync(self.file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -35,7 +35,7 @@ def train(method_class: type[nn.Module], config: Config) -> dict[str, Any]:
     """Trains a method as ``config`` says; returns the results, which also stand in ``results.json`` in its folder."""
     check(config)
     run = Run(method_class, config)
-    with torch.random.fork_rng(), Log(run.folder, config.tensorboard) as log:
+    with torch.random.fork_rng(), Log(run.folder, config.tensorboard, run.step) as log:
         run.fit(log)
         return run.finish()
 
@@ -79,12 +79,16 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.json").write_text(json.dumps({"method": self.name, **config.as_dict()}, indent=2) + "\n")
 
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken by the end of the last whole epoch."""
+        return self.epoch * self.steps_per_epoch
+
     # ------------------------------------------------------------------------------------------------------- steps
     def fit(self, log: Log) -> None:
         """From ``self.epoch`` to the last one. A checkpoint stands for everything before the epoch in it."""
         config, started = self.config, time.perf_counter()
-        done = self.epoch * self.steps_per_epoch
-        with tqdm(total=self.total, initial=done, disable=not config.progress, unit="step") as bar:
+        with tqdm(total=self.total, initial=self.step, disable=not config.progress, unit="step") as bar:
             for epoch in range(self.epoch, config.epochs):
                 for k, rows in enumerate(self._order(epoch)):
                     step = epoch * self.steps_per_epoch + k
@@ -100,8 +104,9 @@ class Run:
                 self.epoch = epoch + 1
                 last = self.epoch == config.epochs
                 if last or (config.knn_every and self.epoch % config.knn_every == 0):
-                    log("eval", self.epoch * self.steps_per_epoch, epoch=self.epoch, **self.evaluate())
+                    log("eval", self.step, epoch=self.epoch, **self.evaluate())
                 if last or self.epoch % config.save_every == 0:
+                    log.sync()
                     self._save()
 
     def _order(self, epoch: int) -> list[Tensor]:

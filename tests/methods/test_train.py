@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from methods.__main__ import METHODS
+from methods.log import Log, read_metrics
+from methods.simclr import SimCLR
+from methods.train import Run, train
+
+ROOT = Path(__file__).resolve().parents[2]
+every_method = pytest.mark.parametrize("name", sorted(METHODS))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def timeless(folder: Path, kind: str) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(folder, kind)]
+
+
+@every_method
+def test_training_lowers_the_loss_and_leaves_its_traces(name: str, settings: Callable, tmp_path: Path):
+    method = METHODS[name]
+    results = train(method, method.Config(**settings(epochs=8, linear_probe=True, tensorboard=True)))
+    rows = read_metrics(tmp_path / "run", "train")
+    assert [r["step"] for r in rows] == list(range(16))
+    assert sum(r["loss"] for r in rows[-4:]) < sum(r["loss"] for r in rows[:4])
+    evaluated = read_metrics(tmp_path / "run", "eval")
+    assert [r["epoch"] for r in evaluated] == list(range(1, 9))
+    assert {"knn", "feature_std", "alignment", "uniformity"} <= evaluated[-1].keys()
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["knn"] == evaluated[-1]["knn"]
+    assert 0 <= results["linear_probe"] <= 100
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == name
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+@every_method
+def test_stopped_and_resumed_is_never_stopped(name: str, settings: Callable, tmp_path: Path):
+    method = METHODS[name]
+    train(method, method.Config(**settings(out=tmp_path / "whole", epochs=4)))
+    run = Run(method, method.Config(**settings(out=tmp_path / "parts", epochs=4, save_every=3, resume=True)))
+    step, stop = run._step, iter(range(7))
+
+    def interrupted(*arguments: object) -> torch.Tensor:
+        if next(stop, None) is None:
+            raise KeyboardInterrupt  # in the middle of epoch 4, one epoch after the only checkpoint
+        return step(*arguments)
+
+    run._step = interrupted
+    with Log(run.folder, tensorboard=False) as log, pytest.raises(KeyboardInterrupt):
+        run.fit(log)
+    train(method, method.Config(**settings(out=tmp_path / "parts", epochs=4, save_every=1, resume=True)))
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    for kind in ("train", "eval"):
+        assert timeless(tmp_path / "whole", kind) == timeless(tmp_path / "parts", kind)
+
+
+def test_killed_at_any_moment_and_resumed_is_never_killed(settings: Callable, tmp_path: Path):
+    many = {"epochs": 60, "knn_every": 7, "save_every": 2}
+    train(SimCLR, SimCLR.Config(**settings(out=tmp_path / "whole", **many)))
+    values = settings(out=tmp_path / "killed", **many)
+    flags = []
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        flags += (
+            ([f"--{name}"] if value else [f"--no-{name}"]) if isinstance(value, bool) else [f"--{name}", str(value)]
+        )
+    command = [sys.executable, "-m", "methods", "simclr", "--resume", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    moments, killed = random.Random(0), 0
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    for _ in range(2):
+        lines = (metrics.read_bytes().count(b"\n") if metrics.exists() else 0) + moments.randint(5, 45)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        errors = process.communicate()[1].decode()
+        killed += process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL), errors
+    assert killed == 2
+    train(SimCLR, SimCLR.Config(**{**values, "resume": True}))
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    for kind in ("train", "eval"):
+        assert timeless(tmp_path / "whole", kind) == timeless(tmp_path / "killed", kind)
+
+
+def test_a_line_cut_short_is_written_again_and_nothing_twice(tmp_path: Path):
+    with Log(tmp_path, tensorboard=False) as log:
+        log("train", 0, loss=1.0)
+        log("train", 1, loss=2.0)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    with Log(tmp_path, tensorboard=False) as log:
+        log("train", 0, loss=1.0)
+        log("train", 1, loss=2.0)
+        log("eval", 1, knn=50.0)
+    assert [r["loss"] for r in read_metrics(tmp_path, "train")] == [1.0, 2.0]
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_evaluating_often_does_not_change_the_weights(settings: Callable, tmp_path: Path):
+    for folder, often in (("often", 1), ("never", 0)):
+        train(SimCLR, SimCLR.Config(**settings(out=tmp_path / folder, knn_every=often)))
+    assert same(weights(tmp_path / "often"), weights(tmp_path / "never"))
+
+
+def test_another_seed_is_another_run(settings: Callable, tmp_path: Path):
+    for folder, seed in (("a", 0), ("b", 1)):
+        train(SimCLR, SimCLR.Config(**settings(out=tmp_path / folder, seed=seed, epochs=1)))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_accumulated_gradients_are_the_mean_over_the_micro_batches(settings: Callable):
+    run = Run(SimCLR, SimCLR.Config(**settings(accumulate=2, optimizer="sgd", lr=0.0)))
+    rows = torch.arange(32)
+    seen = []
+    run.augment = lambda images: [images.float() / 255, images.flip(3).float() / 255]
+    loss_of = run.method.loss
+
+    def loss(views: list[torch.Tensor]) -> torch.Tensor:
+        seen.append(len(views[0]))
+        return loss_of(views)
+
+    run.method.loss = loss
+    total = run._step(0, rows)
+    ours = [p.grad.clone() for p in run.method.parameters()]
+    run.optimizer.zero_grad()
+    halves = [loss_of(run.augment(run.data.train.images[part])) for part in rows.chunk(2)]
+    (sum(halves) / 2).backward()
+    assert seen == [16, 16]
+    assert total.item() == pytest.approx(sum(h.item() for h in halves) / 2)
+    for a, p in zip(ours, run.method.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad)
+
+
+def test_bfloat16_trains(settings: Callable, tmp_path: Path):
+    train(SimCLR, SimCLR.Config(**settings(precision="bf16", epochs=4)))
+    rows = read_metrics(tmp_path / "run", "train")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all(w.dtype != torch.bfloat16 for w in weights(tmp_path / "run").values())
+
+
+def test_images_without_labels_train_too(settings: Callable, tmp_path: Path, npz: Path):
+    import numpy as np
+
+    with np.load(npz) as z:
+        np.savez(tmp_path / "unlabelled.npz", images=z["images"])
+    results = train(SimCLR, SimCLR.Config(**settings(data=str(tmp_path / "unlabelled.npz"), linear_probe=True)))
+    assert "knn" not in results
+    assert results["feature_std"] > 0.1
+
+
+def test_a_collapse_is_said(settings: Callable, capsys: pytest.CaptureFixture):
+    run = Run(SimCLR, SimCLR.Config(**settings()))
+    run.method.embed = lambda x: torch.ones(len(x), 8)
+    assert run.evaluate()["feature_std"] < 1e-6
+    assert "collapse" in capsys.readouterr().out
+
+
+def refused(config: SimCLR.Config) -> str:
+    with pytest.raises(ValueError, match="expected|holds") as error:
+        train(SimCLR, config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder_in_use_is_not_overwritten(settings: Callable, tmp_path: Path):
+    train(SimCLR, SimCLR.Config(**settings(epochs=1)))
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert "--resume" in refused(SimCLR.Config(**settings(epochs=1)))
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_other_settings_data_or_method(settings: Callable, tmp_path: Path, npz: Path):
+    train(SimCLR, SimCLR.Config(**settings(epochs=1)))
+    message = refused(SimCLR.Config(**settings(epochs=1, lr=0.5, resume=True)))
+    assert "lr 0.01 (now 0.5)" in message
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"method": "byol"}, path)
+    assert "got byol" in refused(SimCLR.Config(**settings(epochs=1, resume=True)))
+    torch.save(state | {"data": "60000x1x28x28 crc32 00000000"}, path)
+    assert "training images" in refused(SimCLR.Config(**settings(epochs=1, resume=True)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"lr": float("nan")}, "lr"),
+        ({"flip": 2.0}, "flip"),
+        ({"crop": (0.9, 0.1)}, "crop"),
+        ({"accumulate": 5}, "accumulate"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"batch_size": 79}, "78 training images"),
+        ({"device": "gpu"}, "device"),
+        ({"optimizer": "adam"}, "optimizer"),
+    ],
+)
+def test_settings_that_no_run_can_have(settings: Callable, tmp_path: Path, wrong: dict, said: str):
+    assert said in refused(SimCLR.Config(**settings(**wrong)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settings: Callable, tmp_path: Path):
+    run = Run(SimCLR, SimCLR.Config(**settings()))
+    run.method.loss = lambda views: run.method.embed(views[0]).sum() * float("nan")
+    with Log(run.folder, tensorboard=False) as log, pytest.raises(ValueError, match="loss: expected a finite number"):
+        run.fit(log)
