@@ -23,7 +23,7 @@ test: $(VENV)/.built  ## run the tests; those for a GPU run where there is one
 bench: $(VENV)/.built  ## time and weigh every loss against its alternatives on this machine
 	$(BIN)/python -m benchmarks
 
-lint: $(VENV)/.built  ## check style and types
+lint: $(VENV)/.installed  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -43,7 +43,7 @@ clean:  ## remove what was built; the environment's packages stay
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PYTHON=$(PYTHON) is Python " + sys.version.split()[0] + "; 3.11 or newer is needed: make ... PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --requirement requirements.txt
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
