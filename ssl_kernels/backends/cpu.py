@@ -37,7 +37,7 @@ def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, 
     given = neg.data_ptr(), top.data_ptr(), dneg.data_ptr(), dpos.data_ptr()
     dfactor = _C.self_lse_backward(parts, *_rest(x, scale, multiplier, period, normalize), *given)
     if scale is None:
-        return dx, neg.new_empty(())
+        return dx, neg.new_zeros(())
     return dx, torch.full_like(scale, multiplier * dfactor)
 
 
