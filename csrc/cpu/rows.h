@@ -108,7 +108,7 @@ template <class T, class U> SSL_INLINE U* z_row(const SelfLse<T>& s, U* z, int64
 }
 
 template <class T> void pack(const SelfLse<T>& s, int64_t first_panel, int64_t last_panel) {
-  constexpr int64_t P = panel<T>;
+  constexpr int64_t P = panel<T>, L = lanes<T>;
   with_dtype<T>(s.dtype, [&](auto format) {
     using Format = decltype(format);
     using Element = typename Format::Element;
@@ -142,11 +142,16 @@ template <class T> void pack(const SelfLse<T>& s, int64_t first_panel, int64_t l
       }
       for (int64_t i = i1; i < i0 + P; ++i)
         for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(s, s.z, c, i), 0, P * sizeof(T));
+      // the transposed panel, a square of registers at a time; past the width z holds zeros, which nobody reads
       T* t = s.zt + p * s.width * P;
-      for (int64_t k = 0; k < s.width; ++k) {
-        const T* z = z_row(s, s.z, k / P, i0) + k % P;
-        for (int64_t i = 0; i < P; ++i) t[k * P + i] = z[i * P];
-      }
+      for (int64_t k = 0; k < s.width; k += L)
+        for (int64_t i = 0; i < P; i += L) {
+          const T* z = z_row(s, s.z, k / P, i0 + i) + k % P;
+          Vec<T> square[L];
+          for (int64_t r = 0; r < L; ++r) square[r] = load<T>(z + r * P);
+          transpose<T>(square);
+          for (int64_t r = 0; r < L && k + r < s.width; ++r) store<T>(t + (k + r) * P + i, square[r]);
+        }
     }
   });
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -46,6 +47,28 @@ template <class T> SSL_INLINE T sum_lanes(Vec<T> v) {
   T s = 0;
   for (int k = 0; k < lanes<T>; ++k) s += v[k];
   return s;
+}
+
+// Lanes with bit `Step` of the lane number clear from a, set from b, exchanged for the other of the pair.
+template <class T, int Step, bool High, int... K>
+SSL_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, K...>) {
+  if constexpr (High)
+    return __builtin_shufflevector(a, b, (K & Step ? K + lanes<T> : K + Step)...);
+  else
+    return __builtin_shufflevector(a, b, (K & Step ? K - Step + lanes<T> : K)...);
+}
+
+// rows[r][k] becomes rows[k][r]: quarters, eighths, ... swapped across the diagonal, in registers.
+template <class T, int Step = lanes<T> / 2> SSL_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
+  constexpr auto all = std::make_integer_sequence<int, lanes<T>>{};
+#pragma GCC unroll 16
+  for (int r = 0; r < lanes<T>; ++r)
+    if (!(r & Step)) {
+      const Vec<T> a = rows[r], b = rows[r + Step];
+      rows[r] = interleave<T, Step, false>(a, b, all);
+      rows[r + Step] = interleave<T, Step, true>(a, b, all);
+    }
+  if constexpr (Step > 1) transpose<T, Step / 2>(rows);
 }
 
 // 2^f on [-1/2, 1/2]: minimax polynomials of our own Remez run, relative error 1.9e-9 (float, far under the rounding
