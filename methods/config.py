@@ -90,7 +90,7 @@ class Config:
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     knn_every: int = 1
-    """Epochs between kNN evaluations; 0: only after the last epoch."""
+    """Epochs between evaluations (kNN and the collapse monitor); 0: only after the last epoch."""
     knn_k: int = 20
     """Neighbours that vote."""
     knn_temperature: float = 0.07

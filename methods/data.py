@@ -70,6 +70,14 @@ def load_data(source: str, *, image_size: int | None = None, skip_broken: bool =
         FileNotFoundError, ValueError, ModuleNotFoundError: nothing there, nothing readable, a broken image, a missing
             package; one line that names the file.
     """
+    data = _load(source, image_size, skip_broken, progress)
+    if min(len(data.train), len(data.test)) < 2:
+        have = f"{len(data.train)} and {len(data.test)}"
+        raise ValueError(f"data: expected at least 2 images to train on and 2 to test on in {source!r}, got {have}")
+    return data
+
+
+def _load(source: str, image_size: int | None, skip_broken: bool, progress: bool) -> Data:
     if source == "digits":
         return _digits()
     library, _, root = source.partition(":")
@@ -178,6 +186,8 @@ def _hold_out(name: str, images: Tensor, labels: Tensor | None, classes: tuple[s
 def _folder(root: Path, size: int | None, skip_broken: bool, progress: bool) -> Data:
     train = root / "train"
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if train.is_dir() and not tests and not _images_in(train):
+        root = train  # and not a class of trains
     if train.is_dir() and tests:
         classes = _class_names(train)
         files, labels = _list(train, classes)

@@ -49,7 +49,7 @@ def demo(settings: Demo) -> None:
         features["random weights"] = _encode(encoder, data, run.device)
         with Log(out, config.tensorboard) as log:
             run.fit(log)
-            results = run.finish()
+            results = run.finish(log)
         features["learned"] = _encode(encoder, data, run.device)
     table = {name: [few_labels(*features[name], data, n) for n in LABELS_PER_CLASS] for name in COLOURS}
     _picture(out / "demo.png", data, features, table, out)

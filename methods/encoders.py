@@ -17,10 +17,11 @@ class Encoder(nn.Module):
     Args:
         backbone: images to features ``[N, dim]``.
         mean, std: of each channel of the images, in [0, 1].
+        image_size: side of the images, to find the width of the features.
         channels_last: lay images and weights out with the channels innermost, faster on CPUs and tensor cores.
     """
 
-    def __init__(self, backbone: nn.Module, mean: Tensor, std: Tensor, channels_last: bool, image_size: int) -> None:
+    def __init__(self, backbone: nn.Module, mean: Tensor, std: Tensor, image_size: int, channels_last: bool) -> None:
         super().__init__()
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = backbone.to(memory_format=self.format)
@@ -89,7 +90,7 @@ def build_encoder(
         backbone = _torchvision(model, channels)
     else:
         raise ValueError(f"encoder: expected small, resnet18-cifar, timm:NAME or torchvision:NAME, got {name!r}")
-    return Encoder(backbone, mean, std, channels_last, image_size)
+    return Encoder(backbone, mean, std, image_size, channels_last)
 
 
 def _timm(name: str, channels: int) -> nn.Module:

@@ -33,17 +33,18 @@ MONITORED = 1024
 
 def train(method_class: type[nn.Module], config: Config) -> dict[str, Any]:
     """Trains a method as ``config`` says; returns the results, which also stand in ``results.json`` in its folder."""
-    check(config)
-    run = Run(method_class, config)
-    with torch.random.fork_rng(), Log(run.folder, config.tensorboard, run.step) as log:
-        run.fit(log)
-        return run.finish()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        run = Run(method_class, config)
+        with Log(run.folder, config.tensorboard, run.step) as log:
+            run.fit(log)
+            return run.finish(log)
 
 
 class Run:
     """Everything a run owns: data, method, optimiser, its folder, and how far it is."""
 
     def __init__(self, method_class: type[nn.Module], config: Config) -> None:
+        check(config)
         self.config = config
         self.name = method_class.__name__.lower()
         self.folder = config.out or Path("runs") / self.name
@@ -87,7 +88,7 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- steps
     def fit(self, log: Log) -> None:
         """From ``self.epoch`` to the last one. A checkpoint stands for everything before the epoch in it."""
-        config, started = self.config, time.perf_counter()
+        config, started, news = self.config, time.perf_counter(), ""
         with tqdm(total=self.total, initial=self.step, disable=not config.progress, unit="step") as bar:
             for epoch in range(self.epoch, config.epochs):
                 for k, rows in enumerate(self._order(epoch)):
@@ -100,11 +101,13 @@ class Run:
                             raise ValueError(f"loss: expected a finite number, got {value} in step {step}; lower --lr?")
                         lr = self.optimizer.param_groups[0]["lr"]
                         log("train", step, epoch=epoch, loss=value, lr=lr, seconds=_since(started))
-                        bar.set_postfix_str(f"loss {value:.3f} {self._news}")
+                        bar.set_postfix_str(f"loss {value:.3f} {news}")
                 self.epoch = epoch + 1
                 last = self.epoch == config.epochs
-                if last or (config.knn_every and self.epoch % config.knn_every == 0):
-                    log("eval", self.step, epoch=self.epoch, **self.evaluate())
+                if not last and config.knn_every and self.epoch % config.knn_every == 0:
+                    values = self.evaluate()
+                    log("eval", self.step, epoch=self.epoch, **values)
+                    news = f"kNN {values['knn']:.1f} %" if "knn" in values else ""
                 if last or self.epoch % config.save_every == 0:
                     log.sync()
                     self._save()
@@ -134,10 +137,11 @@ class Run:
         return total
 
     # -------------------------------------------------------------------------------------------------- evaluation
-    _news = ""
+    def evaluate(self, probe: bool = False) -> dict[str, float]:
+        """kNN accuracy of the encoder (where there are labels) and the collapse monitor, on the test images.
 
-    def evaluate(self) -> dict[str, float]:
-        """kNN accuracy of the encoder (where there are labels) and the collapse monitor, on the test images."""
+        With ``probe``, the accuracy of a linear classifier too.
+        """
         values = {}
         data, config = self.data, self.config
         if data.labelled:
@@ -145,7 +149,8 @@ class Run:
             labels, classes = data.train.labels.to(self.device), len(data.classes)
             scores = knn_scores(queries, bank, labels, classes, config.knn_k, config.knn_temperature)
             values["knn"] = accuracy(scores, data.test.labels.to(self.device))
-            self._news = f"kNN {values['knn']:.1f} %"
+            if probe:
+                values["linear_probe"] = linear_probe(bank, data.train.labels, queries, data.test.labels)
         torch.manual_seed(seed_of(config.seed, "monitor"))
         views = self.augment(data.test.images[:MONITORED].to(self.device))
         self.method.eval()
@@ -155,13 +160,11 @@ class Run:
             tqdm.write(f"epoch {self.epoch}: the embeddings collapse, feature_std {values['feature_std']:.3f}")
         return values
 
-    def finish(self) -> dict[str, Any]:
-        """The final evaluation, written to ``results.json``."""
-        results: dict[str, Any] = {"method": self.name, "data": self.data.name, "epochs": self.epoch, **self.evaluate()}
-        data = self.data
-        if self.config.linear_probe and data.labelled:
-            h, test_h = (features_of(self.method.encoder, s.images, self.device) for s in (data.train, data.test))
-            results["linear_probe"] = linear_probe(h, data.train.labels, test_h, data.test.labels)
+    def finish(self, log: Log) -> dict[str, Any]:
+        """The final evaluation, logged and written to ``results.json``."""
+        values = self.evaluate(self.config.linear_probe)
+        log("eval", self.step, epoch=self.epoch, **values)
+        results = {"method": self.name, "data": self.data.name, "epochs": self.epoch, **values}
         (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         return results
 

@@ -59,7 +59,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: str):
     elif content == "text":
         path.write_text("not a checkpoint")
     elif content == "code":
-        path.write_bytes(pickle.dumps(Danger()))
+        path.write_bytes(pickle.dumps(Danger(), protocol=2))
     else:
         torch.save({"weights": torch.ones(1)}, path)
     with pytest.raises(ValueError, match=r"^checkpoint: [^\n]*checkpoint\.pt[^\n]*$"):

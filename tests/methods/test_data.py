@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,14 @@ def test_folder_of_classes_holds_out_a_fifth(folder: Path):
     assert (len(data.train), len(data.test)) == (16, 4)
 
 
+def test_folder_with_only_a_train_part_holds_out_a_fifth(folder: Path):
+    for c in ("cat", "dog"):
+        write(folder / "train" / c / "4.png")
+    shutil.rmtree(folder / "test")
+    data = load_data(str(folder))
+    assert (len(data.train), len(data.test), data.classes) == (8, 2, ("cat", "dog"))
+
+
 def test_flat_folder_has_no_labels(tmp_path: Path):
     for k in range(10):
         write(tmp_path / f"{k}.png")
@@ -89,7 +98,8 @@ def test_flat_folder_has_no_labels(tmp_path: Path):
 def test_mixed_sizes_and_modes_become_squares_of_one_size(tmp_path: Path):
     write(tmp_path / "a.png", 0, (20, 10))
     write(tmp_path / "b.png", 255, (10, 30), "L")
-    write(tmp_path / "c.png", (0, 0, 0, 9), (7, 7), "RGBA")
+    for k in range(8):
+        write(tmp_path / f"c{k}.png", (0, 0, 0, 9), (7, 7), "RGBA")
     assert load_data(str(tmp_path)).image_size == 10
     data = load_data(str(tmp_path), image_size=16)
     assert data.train.images.shape[1:] == (3, 16, 16)
@@ -126,6 +136,11 @@ def test_a_broken_image_is_named_and_left_out_if_asked(folder: Path, capsys: pyt
     assert (len(data.train), len(data.test)) == (7, 4)
     assert data.train.labels.tolist() == [0] * 4 + [1] * 3
     assert "2.png" in capsys.readouterr().out
+
+
+def test_too_few_images(tmp_path: Path):
+    write(tmp_path / "a.png")
+    assert "got 1 and 0" in refused(tmp_path)
 
 
 def test_only_broken_images_are_refused_even_so(tmp_path: Path):
