@@ -85,7 +85,7 @@ class Memory:
         span = np.searchsorted(self.first, address, side="right").astype(np.int64) - 1
         outside = span < 0
         span = np.maximum(span, 0)
-        outside = outside | (address + np.uint64(size) > self.last[span]) if len(self.first) else np.full(span.shape, True)
+        outside |= address + np.uint64(size) > self.last[span]
         if outside.any():
             raise OutOfBounds(f"{kind} of program {program}: {outside.sum()} of {address.size} lanes hit no tensor")
         if (address % np.uint64(size)).any():
@@ -248,7 +248,8 @@ def _honest_bf16() -> None:
     def fp_to_fp(self, source, target, rounding):
         if rounding == ir.ROUNDING_MODE.RTZ:
             return to_fp(self, source, target, rounding)
-        return convert(self, source, target, lambda s: s if s.dtype.scalar == target.scalar else to_fp(self, s, target, rounding))
+        same = _is_bf16(source) and target.scalar == tl.float32
+        return convert(self, source, target, lambda s: s if same else to_fp(self, s, target, rounding))
 
     Builder.cast_impl = lambda self, s, t: convert(self, s, t, lambda x: cast(self, x, t))
     Builder.create_fp_to_fp = fp_to_fp

@@ -95,7 +95,12 @@ def test_single_row():
 
 @pytest.mark.parametrize(
     ("scale", "multiplier"),
-    [(None, 5.0), (torch.tensor([5.0]), 1.0), (torch.tensor(0.1, dtype=torch.bfloat16), 30.0), (torch.tensor(0.0), 2.0)],
+    [
+        (None, 5.0),
+        (torch.tensor([5.0]), 1.0),
+        (torch.tensor(0.1, dtype=torch.bfloat16), 30.0),
+        (torch.tensor(0.0), 2.0),
+    ],
     ids=["none", "one-element", "bf16", "zero"],
 )
 def test_scale_and_multiplier(scale, multiplier):

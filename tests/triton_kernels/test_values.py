@@ -91,7 +91,8 @@ class Problem(NamedTuple):
         period = setting.rows // setting.views
         dneg = torch.randn(setting.rows, dtype=accumulate)
         dpos = torch.randn(setting.views - 1, setting.rows, dtype=accumulate)
-        return cls(x.to(setting.dtype), torch.tensor(1 / setting.temperature, dtype=accumulate), dneg, dpos, period, setting.normalize)
+        scale = torch.tensor(1 / setting.temperature, dtype=accumulate)
+        return cls(x.to(setting.dtype), scale, dneg, dpos, period, setting.normalize)
 
     def to(self, dtype: torch.dtype) -> Problem:
         return self._replace(**{name: getattr(self, name).to(dtype) for name in ("x", "scale", "dneg", "dpos")})

@@ -1,9 +1,9 @@
 """The backward sweep: every program owns its rows, so nothing is added across programs and the order never changes.
 
 With ``dneg`` the gradient of ``neg`` and ``s`` the logits, a pair of negatives carries
-``G_ij = dneg_i exp(s_ij - top_i - neg_i) + dneg_j exp(s_ij - top_j - neg_j)`` and row ``i`` receives ``sum_j G_ij z_j``; positives
-join row by row in ``finish``. The sums are kept without the logits' factor, so that the gradient of the scale follows
-from them without dividing by it (Euler: half the sum of ``z_i`` times what it received).
+``G_ij = dneg_i exp(s_ij - top_i - neg_i) + dneg_j exp(s_ij - top_j - neg_j)`` and row ``i`` receives
+``sum_j G_ij z_j``; positives join row by row in ``finish``. The sums are kept without the logits' factor, so that the
+gradient of the scale follows from them without dividing by it (Euler: half the sum of ``z_i`` times what it received).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def weigh(
     dn = tl.where(alone, 0.0, dn)
     fixed, shift = choose_shift(logit_factor(scale, multiplier, DTYPE), NORMALIZE)
     if fixed:
-        tl.store(weights + i, dn * tl.exp((shift / LOG2E - t) - n), mask=i < padded)
+        # in float64: the fast exponential of float32 would lose five bits of it, and this is one number a row
+        exponent = (shift / LOG2E - t).to(tl.float64) - n
+        tl.store(weights + i, dn * tl.exp(exponent).to(DTYPE), mask=i < padded)
     else:
         tl.store(weights + i, dn, mask=i < padded)
         tl.store(weights + padded + i, t, mask=i < padded)
@@ -81,7 +83,7 @@ def sweep(
     NORMALIZE: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``received[c, i, d]``: what row ``i`` receives from the ``c``-th span of columns, in ``BLOCK_D`` of its entries."""
+    """``received[c, i, d]``: what row ``i`` receives from span ``c`` of the columns, in ``BLOCK_D`` of its entries."""
     DTYPE: tl.constexpr = received.dtype.element_ty
     OPERAND: tl.constexpr = units.dtype.element_ty
     first_row = tl.program_id(0) * BLOCK_M

@@ -42,6 +42,8 @@ class Problem:
         self.logits = (scale, multiplier)
         self.dtype = torch.float64 if x[0].dtype == torch.float64 else torch.float32
 
+        self.arch = architecture(x[0].device)
+
         self.padded_rows = triton.cdiv(self.rows, ROW_MULTIPLE) * ROW_MULTIPLE
         self.padded_width = tiles.padded_width(self.width)
         self.operands = _operands(x[0].dtype)
@@ -80,7 +82,7 @@ def self_lse(
 
 def sum_negatives(p: Problem) -> Tensor:
     """``[sums or maxima, group, padded row]``."""
-    tile = tiles.tile("forward", p.operands, p.padded_width)
+    tile = tiles.tile("forward", p.operands, p.padded_width, p.arch)
     group = triton.cdiv(triton.cdiv(p.rows, MAX_GROUPS), ROW_MULTIPLE) * ROW_MULTIPLE
     groups = triton.cdiv(p.rows, group)
     sums = p.empty(2, groups, p.padded_rows)
@@ -132,7 +134,7 @@ def receive(p: Problem, dneg: Tensor, neg: Tensor, top: Tensor) -> tuple[Tensor,
         NORMALIZE=p.kind["NORMALIZE"], **tiles.VECTOR,
     )  # fmt: skip
 
-    tile = tiles.tile("backward", p.operands, p.padded_width)
+    tile = tiles.tile("backward", p.operands, p.padded_width, p.arch)
     row_blocks = triton.cdiv(p.rows, tile.BLOCK_M)
     chunks = triton.cdiv(p.padded_width, tile.BLOCK_D)
     column_tiles = triton.cdiv(p.rows, tile.BLOCK_N)
@@ -154,6 +156,14 @@ def _operands(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return tiles.SPLIT
     return tiles.HALF
+
+
+def architecture(device: torch.device) -> int:
+    """80, 90, 100 ...; interpreted, as on a Hopper."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:

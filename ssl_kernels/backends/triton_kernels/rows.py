@@ -77,9 +77,7 @@ def prepare(
 
 
 @triton.jit
-def operand(
-    units, factors, row, inside, d, low_offset, PIECES: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr
-):
+def operand(units, factors, row, inside, d, low_offset, PIECES: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr):
     """The rows that the sweeps see, back in their own units."""
     at = units + (row.to(tl.int64)[:, None] * WIDTH + d[None, :])
     mask = inside[:, None] & (d < WIDTH)[None, :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 
@@ -21,35 +22,44 @@ class Tile(NamedTuple):
 
 HALF, SPLIT, DOUBLE = "half", "split", "double"
 
-# kernel, operands, widest padded row this serves -> tile. The first that is wide enough serves.
-TABLE: dict[tuple[str, str], list[tuple[int | None, Tile]]] = {
+# (kernel, operands) -> [(widest padded row it serves, tile)]; the first that is wide enough serves. All fit 99 KiB of
+# shared memory (sm_86, sm_89, sm_120) and spill nowhere: docs/triton-aot.md has the registers of each. None of them was
+# timed yet, so the reasons are counts:
+#   * the wider the tile in columns, the fewer bytes a product fetches, and the fuller a tensor-core instruction;
+#   * two or more programs on a multiprocessor overlap one's exponentials with the other's products;
+#   * rows stay on the chip for the whole sweep while they fit (they then cost no traffic), else both are streamed.
+TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
     ("forward", HALF): [
-        (128, Tile(128, 64, None, None, 2, 8)),
-        (256, Tile(64, 64, None, None, 2, 4)),
-        (None, Tile(128, 128, 64, None, 3, 8)),
+        (128, Tile(128, 64, None, None, 3, 8)),  # two programs of eight warps
+        (256, Tile(64, 64, None, None, 2, 4)),  # 128 rows would be half the traffic, but one program alone
+        (math.inf, Tile(128, 128, 64, None, 3, 8)),  # as a matrix product
     ],
     ("forward", SPLIT): [
-        (128, Tile(64, 64, None, None, 2, 4)),
-        (None, Tile(128, 64, 32, None, 3, 8)),
+        (128, Tile(64, 64, None, None, 2, 4)),  # two pieces a row: half the rows of HALF
+        (math.inf, Tile(128, 64, 32, None, 3, 8)),
     ],
-    ("forward", DOUBLE): [(None, Tile(32, 32, 16, None, 2, 4))],
+    ("forward", DOUBLE): [(math.inf, Tile(32, 32, 16, None, 2, 4))],  # correct, not tuned
     ("backward", HALF): [
-        (128, Tile(64, 64, None, None, 2, 4)),
-        (256, Tile(64, 64, None, None, 2, 8)),
-        (None, Tile(64, 64, 64, 256, 3, 8)),
+        (128, Tile(64, 64, None, None, 2, 4)),  # the result takes 64 registers a thread, the tile 32
+        (256, Tile(64, 32, None, None, 2, 4)),  # the result takes 128: half the columns
+        (math.inf, Tile(64, 64, 64, 256, 3, 8)),  # wider results do not fit: the tile is computed once for every 256
     ],
     ("backward", SPLIT): [
-        (64, Tile(64, 64, None, None, 2, 4)),
-        (None, Tile(64, 64, 32, 128, 2, 8)),
+        (128, Tile(64, 32, None, None, 2, 4)),
+        (math.inf, Tile(64, 64, 64, 128, 2, 8)),
     ],
-    ("backward", DOUBLE): [(None, Tile(32, 32, 16, 64, 2, 4))],
+    ("backward", DOUBLE): [(math.inf, Tile(32, 32, 16, 64, 2, 4))],
 }
 
 
-def tile(kernel: str, operands: str, width: int) -> Tile:
-    for widest, entry in TABLE[kernel, operands]:
-        if widest is None or width <= widest:
-            break
+# Where tensor memory (sm_100) wants other tiles than the table's: whole rows at this width spill there.
+TABLE_SM100 = {("forward", HALF, 256): Tile(128, 64, 64, None, 3, 8)}
+
+
+def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
+    widest, entry = next(row for row in TABLE[kernel, operands] if width <= row[0])
+    if arch >= 100:
+        entry = TABLE_SM100.get((kernel, operands, widest), entry)
     return entry._replace(BLOCK_K=min(entry.BLOCK_K or width, width), BLOCK_D=min(entry.BLOCK_D or width, width))
 
 

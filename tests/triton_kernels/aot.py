@@ -1,0 +1,190 @@
+"""Compile every Triton kernel as it ships, for GPUs that are not here, and report what the assembler made of it.
+
+    python tests/triton_kernels/aot.py                     all configurations; writes docs/triton-aot.md
+    python tests/triton_kernels/aot.py 90 half-128 ...     these only (architecture, then operands-width), to stdout
+
+The launch functions themselves run, on CPU tensors, with a driver that only compiles: what is reported is what would be
+launched. A fault (a spill, too much shared memory, no tensor-core instruction, scratch in global memory, an offset
+multiplied in 32 bits) ends the run with status 1. TRITON_INTERPRET must not be set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.runtime.jit import JITFunction
+
+from ssl_kernels.backends.triton_kernels import launch, tiles
+
+TABLE = Path(__file__).parents[2] / "docs" / "triton-aot.md"
+ARCHITECTURES = (80, 90, 100)
+DTYPES = {tiles.HALF: torch.bfloat16, tiles.SPLIT: torch.float32, tiles.DOUBLE: torch.float64}
+# one width of every class of tile, the narrowest, and one that no power of two divides well
+CONFIGURATIONS = (
+    *("half-16", "half-64", "half-128", "half-256", "half-512", "half-128-raw", "half-320-raw"),
+    *("split-16", "split-64", "split-128", "split-256", "split-512", "split-128-raw"),
+    *("double-16", "double-128", "double-128-raw"),
+)
+# What one block may take on the smallest chip of each generation that the table serves: sm_86, sm_90, sm_120.
+SHARED_LIMIT = 101_376
+SHARED_PER_SM = {80: 167_936, 90: 233_472, 100: 233_472}
+TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|DMMA|UTC\w*MMA)\b")
+
+
+class Report(NamedTuple):
+    arch: int
+    configuration: str
+    kernel: str
+    tile: str
+    registers: int
+    spilled: int
+    shared: int
+    programs: int  # that fit on a multiprocessor
+    instructions: str
+    faults: str
+
+
+class CompileOnly(DriverBase):
+    """A driver that knows an architecture and has no device."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+        self.get_device_capability = lambda device=0: (arch // 10, arch % 10)
+        self.get_current_stream = lambda device=0: 0
+        self.get_current_device = lambda: 0
+        self.set_current_device = lambda device: None
+
+    @staticmethod
+    def is_active() -> bool:
+        return False
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_benchmarker(self):
+        raise NotImplementedError
+
+
+def compile_all(arch: int, configurations: tuple[str, ...] | list[str]) -> list[Report]:
+    triton.runtime.driver.set_active(CompileOnly(arch))
+    launch.architecture = lambda device: arch
+    reports: list[Report] = []
+    seen: set[str] = set()
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if kernel.hash not in seen:
+            seen.add(kernel.hash)
+            reports.append(_report(kernel, arch, name, self.fn, kwargs))
+        return kernel
+
+    JITFunction.run = compile_only
+    try:
+        for name in configurations:
+            operands, width, *raw = name.split("-")
+            _launch(DTYPES[operands], int(width), normalize=not raw)
+    finally:
+        JITFunction.run = run
+    return reports
+
+
+def _launch(dtype: torch.dtype, width: int, *, normalize: bool) -> None:
+    x = [torch.zeros(256, width, dtype=dtype)] * 2
+    args = x, torch.tensor(10.0, dtype=dtype), 1.0, 256, normalize
+    neg, pos, top = launch.self_lse(*args)
+    launch.self_lse_backward(neg, pos, *args, neg, top)
+
+
+def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
+        cubin.write_bytes(kernel.asm["cubin"])
+        ptx.write_text(kernel.asm["ptx"])
+        usage = _tool("cuobjdump", "-res-usage", cubin)
+        sass = _tool("nvdisasm", "-c", cubin)
+        target = f"sm_{arch}{'a' if arch >= 90 else ''}"
+        ptxas = [get_ptxas(arch).path, "-v", f"--gpu-name={target}", ptx, "-o", Path(folder, "o")]
+        verbose = subprocess.run(ptxas, capture_output=True, text=True, check=True).stderr
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    spilled = int(re.search(r"(\d+) bytes spill stores", verbose)[1])
+    shared, warps = kernel.metadata.shared, kernel.metadata.num_warps
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
+    products = TENSOR_CORE.findall(sass)
+    kind = function.__module__.rpartition(".")[2]
+
+    faults = []
+    if spilled or re.search(r"\b(LDL|STL)\b", sass):
+        faults.append(f"spills {spilled} bytes")
+    if shared > SHARED_LIMIT:
+        faults.append("too much shared memory")
+    if kernel.metadata.global_scratch_size:
+        faults.append("scratch in global memory")
+    wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[arch] if not name.startswith(tiles.DOUBLE) else "DMMA"
+    if function.__name__ == "sweep" and wanted not in products:
+        faults.append(f"no {wanted}")
+    if re.search(r"arith\.muli .* : tensor<\S*xi32>", kernel.asm["ttir"]):
+        faults.append("offsets are multiplied in 32 bits")
+    blocks = [str(kwargs[k]) for k in ("ROWS", "BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_D", "BLOCK") if k in kwargs]
+    return Report(
+        arch, name, f"{kind}.{function.__name__}", f"{'x'.join(blocks)} w{warps} s{kernel.metadata.num_stages}",
+        registers, spilled, shared, min(by_registers, SHARED_PER_SM[arch] // (shared + 1024), 64 // warps),
+        ", ".join(f"{products.count(p)} {p}" for p in sorted(set(products))), "; ".join(faults),
+    )  # fmt: skip
+
+
+def _tool(name: str, *args) -> str:
+    path = Path(nvidia.__file__).parent / "bin" / name
+    return subprocess.run([path, *args], capture_output=True, text=True, check=True).stdout
+
+
+def table(reports: list[Report]) -> str:
+    lines = [
+        "# The Triton kernels, as compiled",
+        "",
+        f"Written by `python tests/triton_kernels/aot.py` with triton {triton.__version__};",
+        "a test compiles a part of it again. Nothing here ran: these are the assembler's figures. `raw` is",
+        "`normalize=False`; a tile reads BLOCK_M x BLOCK_N x BLOCK_K (x BLOCK_D) or ROWS x BLOCK_D, warps, stages;",
+        "*programs* is how many fit on a multiprocessor.",
+        "",
+        "| sm | operands | kernel | tile | registers | spilled | shared | programs | tensor cores |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, r[:-1])) + " |" for r in reports)]) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("compile without TRITON_INTERPRET")
+    if arguments:
+        reports = compile_all(int(arguments[0]), arguments[1:])
+        print(table(reports))
+    else:
+        reports = [report for arch in ARCHITECTURES for report in compile_all(arch, CONFIGURATIONS)]
+        TABLE.write_text(table(reports))
+    faulty = [r for r in reports if r.faults]
+    for r in faulty:
+        print(f"sm_{r.arch} {r.configuration} {r.kernel}: {r.faults}", file=sys.stderr)
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
