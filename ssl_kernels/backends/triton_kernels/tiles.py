@@ -53,7 +53,7 @@ TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
 
 
 # Where tensor memory (sm_100) wants other tiles than the table's: whole rows at this width spill there.
-TABLE_SM100 = {("forward", HALF, 256): Tile(128, 64, 64, None, 3, 8)}
+TABLE_SM100: dict[tuple[str, str, float], Tile] = {("forward", HALF, 256): Tile(128, 64, 64, None, 3, 8)}
 
 
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
