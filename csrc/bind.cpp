@@ -12,9 +12,9 @@ using PartTuple = std::tuple<Address, Address, int64_t, int64_t>;  // data, grad
 
 template <class T> T* pointer(Address a) { return reinterpret_cast<T*>(a); }
 
-ssl::SelfLseCall call(const std::vector<PartTuple>& parts, int dtype, int64_t width, int64_t period, bool normalize,
-                      double scale, int threads) {
-  ssl::SelfLseCall c{{}, ssl::DType(dtype), width, period, normalize, scale, threads};
+ssl::SelfLseCall call(const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period,
+                      bool normalize, double scale, int threads) {
+  ssl::SelfLseCall c{{}, ssl::DType(dtype), ssl::Precision(precision), width, period, normalize, scale, threads};
   for (const auto& [data, grad, rows, stride] : parts)
     c.parts.push_back({pointer<void>(data), pointer<void>(grad), rows, stride});
   return c;
@@ -27,9 +27,9 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "self_lse",
-      [](const std::vector<PartTuple>& parts, int dtype, int64_t width, int64_t period, bool normalize, double scale,
-         int threads, Address neg, Address pos, Address top) {
-        const auto c = call(parts, dtype, width, period, normalize, scale, threads);
+      [](const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period, bool normalize,
+         double scale, int threads, Address neg, Address pos, Address top) {
+        const auto c = call(parts, dtype, precision, width, period, normalize, scale, threads);
         py::gil_scoped_release release;
         ssl::self_lse_forward(c, pointer<void>(neg), pointer<void>(pos), pointer<void>(top));
       },
@@ -37,9 +37,9 @@ PYBIND11_MODULE(_C, m) {
 
   m.def(
       "self_lse_backward",
-      [](const std::vector<PartTuple>& parts, int dtype, int64_t width, int64_t period, bool normalize, double scale,
-         int threads, Address neg, Address top, Address dneg, Address dpos) {
-        const auto c = call(parts, dtype, width, period, normalize, scale, threads);
+      [](const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period, bool normalize,
+         double scale, int threads, Address neg, Address top, Address dneg, Address dpos) {
+        const auto c = call(parts, dtype, precision, width, period, normalize, scale, threads);
         py::gil_scoped_release release;
         return ssl::self_lse_backward(c, pointer<void>(neg), pointer<void>(top), pointer<void>(dneg),
                                       pointer<void>(dpos));

@@ -13,26 +13,19 @@ namespace {
 constexpr long double log2e_long = 1.442695040888963407359924681001892137L;
 constexpr double log2e = log2e_long, ln2 = 0.69314718055994530942;
 
-// A power of two that splits the rows into some 32 blocks: half as many pairs can run at once. Larger blocks reuse more
-// of what the caches hold, but from 512 rows on a block's strip of the gradient leaves the L2 cache. It depends on the
-// number of rows alone, so that the number of threads changes no bit.
-int64_t block_rows(int64_t rows, int64_t panel) {
-  int64_t block = 64;
-  while (block < 512 && block * 32 < rows) block *= 2;
-  return (block + panel - 1) / panel * panel;
-}
-
 // Below this many products a second thread costs more than it saves (some 10 us to wake it).
 constexpr double worth_a_thread = 1 << 20;
 
 template <class T> class Job {
  public:
-  explicit Job(const SelfLseCall& call)
+  Job(const SelfLseCall& call, bool with_gradient)
       : kernels_(kernels_of<T>(current_isa())), threads_(call.threads) {
     s_ = {};
     s_.parts = call.parts.data();
     s_.part_count = int64_t(call.parts.size());
     s_.dtype = call.dtype;
+    s_.precision = call.precision;
+    s_.with_gradient = with_gradient;
     s_.normalize = call.normalize;
     for (const Part& p : call.parts) s_.rows += p.rows;
     s_.width = call.width;
@@ -45,12 +38,12 @@ template <class T> class Job {
     const int64_t panel = kernels_.panel;
     s_.padded = (s_.rows + panel - 1) / panel * panel;
     s_.chunks = (s_.width + panel - 1) / panel;
-    block_ = block_rows(s_.rows, panel);
+    layout_ = kernels_.layout(s_);
     if (double(s_.rows) * double(s_.rows) * double(s_.width) < worth_a_thread) threads_ = 1;
 
     const size_t cells = size_t(s_.chunks) * s_.padded * panel;
     z_ = allocate<T>(cells);
-    zt_ = allocate<T>(size_t(s_.padded) * s_.width);
+    zt_ = allocate<T>(layout_.zt);
     norm_ = allocate<T>(s_.padded);
     s_.z = z_.get();
     s_.zt = zt_.get();
@@ -91,7 +84,7 @@ template <class T> class Job {
         weight[i] = T(dneg[i] * std::exp2((s_.running ? double(neg2[i]) : double(s_.shift)) - exact));
       }
     }
-    auto g = allocate_zero<T>(size_t(s_.chunks) * s_.padded * kernels_.panel);
+    auto g = allocate_zero<T>(layout_.g);
     s_.weight = weight.get();
     s_.neg2 = neg2.get();
     s_.dpos = dpos;
@@ -133,21 +126,21 @@ template <class T> class Job {
   }
 
   template <class F> void sweep(F&& visit) {
-    const int64_t blocks = (s_.padded + block_ - 1) / block_;
+    const int64_t block = layout_.block, blocks = (s_.padded + block - 1) / block;
     PairWalk walk{int(blocks)};
     walk.run(
-        threads_, [&] { return allocate<T>(kernels_.scratch(block_)); },
+        threads_, [&] { return allocate<T>(layout_.scratch); },
         [&](int i, int j, Buffer<T>& scratch) {
-          visit(i * block_, std::min(s_.padded, (i + 1) * block_), j * block_, std::min(s_.padded, (j + 1) * block_),
+          visit(i * block, std::min(s_.padded, (i + 1) * block), j * block, std::min(s_.padded, (j + 1) * block),
                 scratch.get());
         });
   }
 
   const Kernels<T>& kernels_;
   int threads_;
-  int64_t block_;
   double scale_;
   SelfLse<T> s_;
+  Layout layout_;
   Buffer<T> z_, zt_, norm_;
 };
 
@@ -156,7 +149,7 @@ template <class T> class Job {
 void self_lse_forward(const SelfLseCall& call, void* neg, void* pos, void* top) {
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    Job<T>(call).forward(static_cast<T*>(neg), static_cast<T*>(pos), static_cast<T*>(top));
+    Job<T>(call, false).forward(static_cast<T*>(neg), static_cast<T*>(pos), static_cast<T*>(top));
   };
   call.dtype == DType::f64 ? run(0.0) : run(0.0f);
 }
@@ -165,7 +158,7 @@ double self_lse_backward(const SelfLseCall& call, const void* neg, const void* t
                          const void* dpos) {
   auto run = [&](auto zero) {
     using T = decltype(zero);
-    return Job<T>(call).backward(static_cast<const T*>(neg), static_cast<const T*>(top), static_cast<const T*>(dneg),
+    return Job<T>(call, true).backward(static_cast<const T*>(neg), static_cast<const T*>(top), static_cast<const T*>(dneg),
                                  static_cast<const T*>(dpos));
   };
   return call.dtype == DType::f64 ? run(0.0) : run(0.0f);

@@ -8,6 +8,7 @@ namespace ssl {
 struct SelfLseCall {
   std::vector<Part> parts;
   DType dtype;
+  Precision precision;
   int64_t width, period;
   bool normalize;
   double scale;

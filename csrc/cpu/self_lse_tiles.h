@@ -245,13 +245,19 @@ void backward(const SelfLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j
   }
 }
 
-template <class T> int64_t scratch(int64_t block) {
+// A power of two that splits the rows into some 32 blocks: half as many pairs can run at once. Larger blocks reuse more
+// of what the caches hold, but from 512 rows on a block's strip of the gradient leaves the L2 cache.
+template <class T> Layout layout(const SelfLse<T>& s) {
+  constexpr int64_t P = panel<T>;
+  int64_t block = 64;
+  while (block < 512 && block * 32 < s.rows) block *= 2;
+  block = (block + P - 1) / P * P;
   const int64_t forward = 2 * (block * lanes<T> + block), backward = strip * block;
-  return strip * panel<T> + (forward > backward ? forward : backward);
+  return {block, s.padded * s.width, s.chunks * s.padded * P, strip * P + (forward > backward ? forward : backward)};
 }
 
 template <class T> constexpr Kernels<T> kernels() {
-  return {panel<T>, scratch<T>, pack<T>, forward<T>, backward<T>, finish<T>};
+  return {panel<T>, layout<T>, pack<T>, forward<T>, backward<T>, finish<T>};
 }
 
 }  // namespace ssl::SSL_ISA

@@ -6,6 +6,10 @@ namespace ssl {
 
 enum class DType : int { f32, f64, bf16, f16 };
 
+// As torch.set_float32_matmul_precision has it: what float32 may lose where that makes it faster. The kernels of the
+// vector units lose nothing and ignore it.
+enum class Precision : int { highest, high, medium };
+
 // A set of embeddings as the caller has it: several tensors [rows, width], one below the other.
 struct Part {
   const void* data;
@@ -34,14 +38,16 @@ template <class T> struct SelfLse {
   const Part* parts;
   int64_t part_count;
   DType dtype;
+  Precision precision;
   bool normalize;
+  bool with_gradient;  // the backward pass: pack lays out what it reads too
   int64_t rows, padded, width, chunks;  // padded: whole panels; chunks: panels along the width
   SameSample same;
   T scale2, scale2_low;  // their sum is the scale: its rounding alone would cost a float 1e-5 where logits reach 200
   T shift;
   bool running;  // a running maximum instead of the fixed shift
   T* z;          // rows, [chunks][padded][panel]: left operand, and right operand of the gradient's products
-  T* zt;         // the same, [padded / panel][width][panel]: right operand of the logits' product
+  T* zt;         // what else the products read, as the kernels' own pack lays it out
   T* norm;       // [rows]
   // forward: sum and maximum of each row so far, and the positives' products z_i . z_p [rows / period - 1, rows]
   double* sum;
@@ -52,12 +58,20 @@ template <class T> struct SelfLse {
   const T* weight;  // [padded]
   const T* neg2;    // [padded]
   const T* dpos;    // [rows / period - 1, rows]
-  T* g;             // sum_j G_ij z_j, as z
+  T* g;             // sum_j G_ij z_j, as z; what the kernels' layout adds to it comes behind
+};
+
+// What the kernels want of the driver for a problem. It depends on the problem alone, never on the number of threads:
+// the block decides the order of the additions.
+struct Layout {
+  int64_t block;     // rows of a block of the walk, whole panels
+  int64_t zt, g;     // elements of these two
+  int64_t scratch;   // elements of each thread's scratch memory
 };
 
 template <class T> struct Kernels {
   int64_t panel;
-  int64_t (*scratch)(int64_t block);  // elements that forward and backward want, a thread
+  Layout (*layout)(const SelfLse<T>&);
   void (*pack)(const SelfLse<T>&, int64_t first_panel, int64_t last_panel);
   void (*forward)(const SelfLse<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
   void (*backward)(const SelfLse<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);

@@ -12,6 +12,7 @@ DEVICES = ("cpu",)
 
 _C, _reason = load()
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
 
 
 def why_not() -> str | None:
@@ -47,4 +48,5 @@ def _rows(t: Tensor) -> Tensor:
 
 def _rest(x, scale, multiplier, period, normalize):
     factor = multiplier if scale is None else multiplier * scale.item()
-    return _DTYPES[x[0].dtype], x[0].shape[1], period, normalize, factor, torch.get_num_threads()
+    precision = _PRECISIONS[torch.get_float32_matmul_precision()]
+    return _DTYPES[x[0].dtype], precision, x[0].shape[1], period, normalize, factor, torch.get_num_threads()
