@@ -7,6 +7,7 @@ median over the rounds, with the 20th and 80th percentile.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -30,7 +31,8 @@ from ssl_kernels import backends
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
-# Freed memory stays with the process, so that big temporaries are not mapped and zeroed anew on every call. It helps whoever makes big temporaries, eager most of all: ratios are given with and without it.
+# Freed memory stays with the process, so that big temporaries are not mapped and zeroed anew on every call. It helps
+# whoever makes big temporaries, eager most of all: ratios are given with and without it.
 RETAINED_HEAP = "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
 
 Call = Callable[[], Any]
@@ -113,6 +115,17 @@ def interleave(
         for name, call in calls.items():
             taken[name].append(seconds(call, repeats[name]) / repeats[name])
     return {name: Samples(tuple(values)) for name, values in taken.items()}
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """``torch.set_float32_matmul_precision``, undone at the end."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

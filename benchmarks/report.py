@@ -11,6 +11,9 @@ from benchmarks.harness import ROOT
 
 Row = dict[str, Any]
 
+# What must not be taken for a number, however much it looks like one: versions, and commits such as 12e4567.
+TEXT = {"commit", "date", "machine", "features", "kernels", "heap", "omp", "python", "torch", "triton", "ssl_kernels"}
+
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
@@ -46,7 +49,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def read_csv(path: Path) -> list[Row]:
     with path.open(newline="") as file:
-        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [{k: v if k in TEXT else _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def _number(text: str) -> Any:
@@ -127,9 +130,9 @@ def _read_all(folder: Path, question: str) -> list[Row]:
 
 
 def write_readme(folder: Path, readme: Path = ROOT / "README.md") -> None:
-    text = readme.read_text()
+    measured, text = readme_table(folder), readme.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme.name}: expected the markers {BEGIN} and {END}, found neither or one")
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
-    readme.write_text(f"{before}{BEGIN}\n{readme_table(folder)}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{measured}\n{END}{after}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import matmul_precision
 from benchmarks.providers import providers
 from ssl_kernels.losses import SPECS
 from ssl_kernels.testing import Case, evaluate, relative_error, widened
@@ -30,7 +31,8 @@ def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
                     # the fused reference in float64 keeps the positive out of the sums: exact where the loss is tiny
                     truth = evaluate(partial(spec.fused, backend="reference"), widened(drawn))
                     for name, function in candidates.items():
-                        got = _evaluate_at(precision, function, drawn)
+                        with matmul_precision(precision):
+                            got = evaluate(function, drawn)
                         yield {
                             "question": "accuracy", "loss": loss, "regime": "trained" if trained else "as drawn",
                             "temperature": temperature, "dtype": dtype, "precision": precision, "n": n, "d": d,
@@ -41,15 +43,6 @@ def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
                                 torch.cat([truth[name] for name in spec.features]),
                             ),
                         }  # fmt: skip
-
-
-def _evaluate_at(precision: str, function, drawn):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        return evaluate(function, drawn)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def cell(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import interleave, ratios
+from benchmarks.harness import interleave, matmul_precision, ratios
 from benchmarks.providers import EAGER, Loss, providers
 from ssl_kernels.losses import SPECS
 
@@ -49,14 +49,10 @@ def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
 
 def measure(job: Job, candidates: dict[str, Loss], rounds: int, budget: float = 60.0) -> list[dict[str, Any]]:
     """A row for every provider, in one interleaved run."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(job.precision)
-    try:
-        draws = [inputs(job, seed) for seed in range(3)]
-        calls = {name: training_call(function, draws) for name, function in candidates.items()}
+    draws = [inputs(job, seed) for seed in range(3)]
+    calls = {name: training_call(function, draws) for name, function in candidates.items()}
+    with matmul_precision(job.precision):
         samples = interleave(calls, rounds=rounds, budget=budget)
-    finally:
-        torch.set_float32_matmul_precision(before)
     rows = []
     for name, taken in samples.items():
         times = ratios(samples[EAGER], taken)

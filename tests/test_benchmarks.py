@@ -1,0 +1,278 @@
+"""The benchmarks measure what they say, and run from end to end at sizes that cost nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import ceilings, gpu, harness, report
+from benchmarks.providers import EAGER, in_chunks, in_four_blocks, providers, without_copies
+from benchmarks.questions import QUESTIONS, accuracy, memory, speed, step
+from benchmarks.questions.speed import Job
+from ssl_kernels import backends, nt_xent_loss, nt_xent_reference
+from ssl_kernels.testing import Case, evaluate, relative_error
+
+
+# -------------------------------------------------------------------------------------------------------------- harness
+def test_percentiles_and_ratios():
+    samples = harness.Samples((4.0, 1.0, 2.0, 3.0, 5.0))
+    assert (samples.median, samples.percentile(20), samples.percentile(80), samples.percentile(100)) == (3, 1.8, 4.2, 5)
+    assert harness.percentile([7.0], 20) == 7
+    assert harness.ratios(harness.Samples((4.0, 9.0)), harness.Samples((2.0, 3.0))).seconds == (2, 3)
+
+
+def test_candidates_take_turns_and_sleep_is_measured():
+    order = []
+
+    def nap(name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+
+    calls = {"a": partial(nap, "a", 0.002), "b": partial(nap, "b", 0.02)}
+    samples = harness.interleave(calls, rounds=3, sample=0.0)
+    assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3  # a warm-up and a trial of each, then in turns
+    assert samples["a"].median >= 0.002 and samples["b"].median >= 0.02
+    assert harness.ratios(samples["b"], samples["a"]).median > 1
+
+
+def test_the_budget_ends_the_rounds_after_three():
+    samples = harness.interleave({"a": partial(time.sleep, 0.01)}, rounds=100, sample=0.0, budget=0.02)
+    assert 3 <= len(samples["a"].seconds) < 10
+    samples = harness.interleave({"a": partial(time.sleep, 0.05)}, rounds=100, sample=0.0, budget=0.01)
+    assert len(samples["a"].seconds) == 1
+
+
+def test_every_row_knows_where_it_comes_from():
+    about = harness.environment()
+    assert {"date", "commit", "machine", "features", "threads", "heap", "omp", "torch"} <= about.keys()
+    assert about["heap"] == "default" and about["threads"] == torch.get_num_threads()
+    folder = harness.results_folder()
+    assert folder.parent == harness.RESULTS and folder.name.endswith(about["date"]) and " " not in folder.name
+
+
+# ------------------------------------------------------------------------------------------------------------ providers
+@pytest.mark.parametrize("function", [in_four_blocks, without_copies, in_chunks], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("n", [1, 2, 33, 300])
+def test_every_provider_computes_the_same(function, n):
+    inputs = Case("nt_xent", "reference", "cpu", torch.float64, n, 16, 0.3).inputs() | {"temperature": 0.3}
+    got, expected = evaluate(function, inputs), evaluate(nt_xent_reference, inputs)
+    torch.testing.assert_close(got.loss, expected.loss)
+    for name in expected.grads:
+        torch.testing.assert_close(got[name], expected[name])
+
+
+def test_ours_and_eager_are_among_the_providers():
+    table = providers("nt_xent")
+    assert EAGER in table and table[EAGER] is nt_xent_reference
+    assert ("ssl_kernels cpu" in table) == (backends.status()["cpu"] is None)
+    assert not any("reference" in name for name in table)
+    assert sum(name.startswith("compile(") for name in table) == 3
+    assert not any(name.startswith("compile(") for name in providers("nt_xent", compiled=False))
+
+
+# ------------------------------------------------------------------------------------------------------------ questions
+def test_speed_rows(monkeypatch):
+    monkeypatch.setattr(speed, "QUICK", ((8, 4),))
+    rows = list(speed.ask(quick=True))
+    names = list(providers("nt_xent", compiled=False))
+    assert len(rows) == len(names) * len(speed.PRECISIONS)
+    for row in rows:
+        assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["provider"] != EAGER or row["median_times_faster"] == 1
+    table = report.table(rows, speed.COLUMNS, speed.cell)
+    assert table.count("\n") == 1 + len(speed.PRECISIONS) and all(name in table for name in names)
+
+
+def test_memory_is_asked_in_a_fresh_process():
+    job = Job("nt_xent", 512, 16)
+    peak = harness.in_fresh_process(memory.peak_of, EAGER, job, 1)
+    assert peak > 1024 * 1024 * 4  # the matrix at least once
+
+
+def test_accuracy_rows(monkeypatch):
+    monkeypatch.setattr(accuracy, "TEMPERATURES", (0.1,))
+    rows = list(accuracy.ask(quick=True))
+    assert {row["regime"] for row in rows} == {"as drawn", "trained"}
+    assert all(row["gradient_error"] < 1e-5 for row in rows if row["provider"] == EAGER and row["dtype"] == "float32")
+
+
+def test_step_rows():
+    rows = list(step.ask(quick=True))
+    assert EAGER in {row["provider"] for row in rows}
+    assert all(0 < row["share"] < 1 and row["loss_ms"] < row["step_ms"] for row in rows)
+
+
+def test_every_question_can_be_asked():
+    for module in QUESTIONS.values():
+        assert module.TITLE and module.COLUMNS and callable(module.ask) and callable(module.cell)
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+ROWS = [
+    {"n": n, "d": 128, "dtype": "float32", "precision": "highest", "heap": heap, "provider": provider}
+    | {"median_ms": ms, "median_times_faster": 20.0 / ms, "threads": 2, "machine": "a machine", "features": "avx512f"}
+    | {"torch": "2.13", "commit": "abc", "date": "2026-01-01"}
+    for heap in ("default", "retained")
+    for n in (256, 4096)
+    for provider, ms in (("ssl_kernels cpu", 2.0), ("eager", 20.0))
+]
+
+
+def test_rows_survive_the_csv(tmp_path):
+    report.write_csv(tmp_path / "new" / "speed.csv", [*ROWS, {"note": "one more column"}])
+    back = report.read_csv(tmp_path / "new" / "speed.csv")
+    assert back[0] == ROWS[0] | {"note": ""} and back[-1]["note"] == "one more column"
+
+
+def test_the_readme_gets_what_the_csv_files_hold_and_nothing_else(tmp_path):
+    report.write_csv(tmp_path / "speed.csv", ROWS[:4])
+    report.write_csv(tmp_path / "speed-retained.csv", ROWS[4:])
+    report.write_csv(tmp_path / "memory.csv", [ROWS[0] | {"peak_mib": 12.3}])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):  # again: the same
+        report.write_readme(tmp_path, readme)
+        text = readme.read_text()
+        assert text.startswith(f"before\n{report.BEGIN}\n| N ") and text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text and "retained heap" in text and "| 256 " in text and "| 12 " in text
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="expected the markers"):
+        report.write_readme(tmp_path, readme)
+    with pytest.raises(FileNotFoundError, match=r"expected speed\.csv, found none"):
+        report.write_readme(tmp_path / "nothing", readme)
+
+
+def test_a_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.plot_speed(tmp_path / "speed.png", ROWS, "a machine")
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("heap", ["default", "retained"])
+def test_the_command_prints_and_writes(tmp_path, heap):
+    command = [sys.executable, "-m", "benchmarks", "--threads", "1", "--out", str(tmp_path), "accuracy", "--quick"]
+    command += ["--retained-heap"] if heap == "retained" else []
+    done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, timeout=300, check=True)
+    assert "Relative error against float64" in done.stdout and f"heap         {heap}" in done.stdout
+    assert not list(tmp_path.iterdir())  # quick looks are not results
+
+
+def test_an_unknown_question_is_refused_in_one_line():
+    command = [sys.executable, "-m", "benchmarks", "spede"]
+    done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("question: expected speed, memory, accuracy, step, got spede")
+
+
+# ------------------------------------------------------------------------------------------------------------------ GPU
+TINY = gpu.Plan(
+    device="cpu", whole=120, tests=60, ceilings=0.2, a_job=0.2, rows=(16, 64), widths=(4, 8), compiled=(), matrices=64,
+    precisions=((torch.bfloat16, "highest"), (torch.float32, "high")),
+)  # fmt: skip
+
+
+@pytest.fixture
+def no_build(monkeypatch):
+    monkeypatch.setattr(gpu, "build", lambda plan: "not built: this is a test")
+
+
+def test_the_whole_run_on_a_cpu(tmp_path, no_build):
+    test = tmp_path / "test_nothing.py"
+    test.write_text("def test_nothing():\n    pass\n")
+    state = gpu.run(replace(TINY, test_arguments=(str(test),)), tmp_path)
+    assert state.stages["tests"]["passed"] and "1 passed" in state.stages["tests"]["outcome"], state.stages
+    assert len({(row["m"], row["d"], row["dtype"]) for row in state.rows}) == 8
+    assert all(0 < row["share_of_floor"] for row in state.rows)
+    worst = {"float32": 1e-5, "bfloat16": 0.1}
+    assert all(row["gradient_error"] < worst[row["dtype"]] for row in state.rows)
+    text = (tmp_path / "README.md").read_text()
+    assert "Forward+backward: ms" in text and "bfloat16" in text and "| 64 " in text
+    assert (tmp_path / "run.json").exists() and len(report.read_csv(tmp_path / "speed.csv")) == len(state.rows)
+
+
+def test_what_was_measured_is_kept_when_something_fails(tmp_path, no_build, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise RuntimeError("out of luck\nand more lines")
+
+    monkeypatch.setattr(gpu, "run_tests", lambda state: {"passed": False, "outcome": "1 failed"})
+    monkeypatch.setattr(gpu, "providers", lambda *a, **k: {EAGER: nt_xent_reference, "broken": broken})
+    state = gpu.run(TINY, tmp_path)
+    assert {row["provider"] for row in state.rows} == {EAGER}
+    assert "broken at M=16 D=4 bfloat16 highest: RuntimeError: out of luck" in state.not_run
+    monkeypatch.setattr(gpu, "measure", broken)
+    state = gpu.run(TINY, tmp_path)
+    assert not state.rows and len(state.not_run) == 8
+
+
+def test_the_deadline_is_kept_and_said(tmp_path, no_build, monkeypatch):
+    monkeypatch.setattr(gpu, "run_tests", lambda state: {"passed": True, "outcome": "1 passed"})
+    state = gpu.run(replace(TINY, whole=1.0), tmp_path)
+    assert not state.rows and all("the time was up" in what for what in state.not_run)
+    state = gpu.run(replace(TINY, longest_call=0.0), tmp_path)
+    assert not state.rows and all("its products alone take" in what for what in state.not_run)
+
+
+def test_a_stage_that_hangs_is_ended_with_all_it_started():
+    start = time.monotonic()
+    code, output = gpu._within(3, ["bash", "-c", "echo begun; sleep 100 & sleep 100"])
+    assert code is None and output == "begun\n" and time.monotonic() - start < 30
+
+
+def test_the_plan_covers_every_size_once_and_the_cheap_ones_first():
+    jobs = gpu.Plan().jobs()
+    assert len(set(jobs)) == len(jobs) == 64
+    assert {2 * job.n for job in jobs} == {8192, 32768, 65536, 262144} and {job.d for job in jobs} == {
+        128,
+        256,
+        512,
+        1024,
+    }
+    bf16 = [job for job in jobs if job.dtype == torch.bfloat16]
+    costs = [job.n**2 * job.d for job in bf16]
+    assert bf16 == jobs[:16] and costs == sorted(costs)
+    plan = gpu.Plan()
+    assert plan.build + plan.tests + plan.ceilings + 60 < plan.whole < 540
+
+
+def test_the_floor_is_the_slowest_unit():
+    rates = {"bfloat16": 1e12, "float32 high": 5e11, "exp2": 1e12, "copy": 1e12}
+    m, d = 1024, 64
+    assert ceilings.floor_seconds(rates, m, d, "bfloat16", "highest", backward=True) == 4 * m * m * d / 1e12
+    assert ceilings.floor_seconds(rates, m, d, "float32", "high", backward=False) == m * m * d / 5e11
+    assert ceilings.floor_seconds(rates | {"exp2": 1.0}, m, d, "bfloat16", "highest", backward=True) == m * m
+    assert ceilings.floor_seconds(rates | {"copy": 1.0}, m, d, "bfloat16", "highest", backward=False) == m * d * 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so_in_one_line():
+    done = subprocess.run(
+        ["bash", "benchmarks/gpu.sh"],
+        cwd=harness.ROOT,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("make gpu: needs an NVIDIA GPU") and done.stderr.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------- against growing slow
+@pytest.mark.parametrize("name", [name for name in providers("nt_xent", compiled=False) if name != "eager, in chunks"])
+def test_small_batch(benchmark, name):
+    """Timed by pytest-benchmark; ``--benchmark-compare`` shows what changed since an earlier run."""
+    job = Job("nt_xent", 64, 32)
+    call = speed.training_call(providers("nt_xent", compiled=False)[name], [speed.inputs(job, 0)])
+    benchmark.pedantic(call, rounds=5, iterations=2, warmup_rounds=1)
+
+
+def test_the_error_that_the_benchmarks_report_is_the_one_of_the_tests():
+    inputs = Case("nt_xent", "reference", "cpu", torch.float32, 16, 8, 0.1).inputs()
+    got = evaluate(partial(nt_xent_loss, backend="reference"), inputs)
+    assert relative_error(got["z1"], 2 * got["z1"]) == pytest.approx(0.5)
