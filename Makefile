@@ -33,7 +33,7 @@ format: $(VENV)/.installed  ## put the style right
 	$(BIN)/ruff format .
 
 gpu:  ## test and time everything on an NVIDIA GPU, with the Python at hand: installs nothing, needs no network
-	PYTHON=$(PYTHON) bash benchmarks/gpu.sh
+	bash benchmarks/gpu.sh
 
 clean:  ## remove what was built; the environment's packages stay
 	rm -rf build dist *.egg-info ssl_kernels/_C.*.so ssl_kernels/_build.json $(VENV)/.built
