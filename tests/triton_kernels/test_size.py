@@ -66,7 +66,7 @@ def test_addresses_of_the_last_rows(huge):
     torch.testing.assert_close(sums[0, 0, first:rows].double(), across.sum(0), rtol=1e-5, atol=0)
 
     blocks = -(-rows // 64)
-    huge.setattr(launch, "ENOUGH_PROGRAMS", spans * blocks)
+    huge.setattr(launch, "PROGRAMS", spans * blocks)
     huge.setattr(interpreter.SETTINGS, "only", {"sweep": [blocks * spans - 1]})
     received, unit = launch.receive(problem, torch.ones(rows), torch.full((rows,), 9.0), torch.zeros(rows))
     assert len(received) == spans
@@ -76,3 +76,13 @@ def test_addresses_of_the_last_rows(huge):
     want = 2 * (e @ z[last_span:] / 10**0.5) * math.exp(-9)
     got = received[-1, rows - own : rows, :4].double() * unit / 1024
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("rows", [64, 1_000, 8_192, 20_000, 40_000, 131_072])
+def test_columns_are_split_only_to_fill_the_chip(rows):
+    blocks = -(-rows // 64)
+    spans = launch._spans(blocks, blocks)
+    assert 1 <= spans <= blocks
+    assert spans == 1 or spans * rows <= 8 * 64 * launch.PROGRAMS
+    rounds = spans * blocks / launch.PROGRAMS
+    assert rounds / math.ceil(rounds) > 0.85 or spans == blocks
