@@ -151,8 +151,8 @@ def receive(p: Problem, dneg: Tensor, neg: Tensor, top: Tensor) -> tuple[Tensor,
 def _spans(programs: int, column_tiles: int) -> int:
     """In how many spans to split the columns, so that the last round of programs leaves little of the chip idle.
 
-    One round and a bit takes as long as two: 313 programs (M = 20,000) keep it busy for 59 % of the time, three times
-    as many for 89 %. At most eight rounds, so that the sums of all spans take no more than those of M = 135,168 rows unsplit.
+    One round and a bit takes as long as two: 313 programs (M = 20,000) keep it busy for 59 % of the time, three
+    times as many for 89 %. At most eight rounds: the sums of all spans then take no more than those of M = 135,168 do.
     """
     most = max(1, min(column_tiles, 8 * PROGRAMS // programs))
     busy = {s: s * programs / (triton.cdiv(s * programs, PROGRAMS) * PROGRAMS) for s in range(1, most + 1)}
