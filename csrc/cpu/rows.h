@@ -173,13 +173,13 @@ template <class T> double finish(const SelfLse<T>& s, int64_t i0, int64_t i1) {
       return sum_lanes<T>(sums);
     };
     for (int64_t i = i0; i < i1; ++i, at.next()) {
-      euler += dot(s.z, s.g, i, i);
+      // z_i . g_i in two parts: positives that nearly cancel in g would leave few digits of their products
+      double along = dot(s.z, s.g, i, i);
       for (int64_t o = 1; o < views; ++o) {
         int64_t twin = i + o * s.same.period;
         if (twin >= s.rows) twin -= s.rows;
-        // Not from the finished g: positives that nearly cancel would leave few digits of their logits' sum
         const T w = s.dpos[(o - 1) * s.rows + i] + s.dpos[(views - o - 1) * s.rows + twin];
-        euler += double(w) * dot(s.z, s.z, i, twin);
+        along += double(w) * dot(s.z, s.z, i, twin);
         for (int64_t c = 0; c < s.chunks; ++c) {
           T* g = z_row(s, s.g, c, i);
           const T* z = z_row(s, s.z, c, twin);
@@ -187,10 +187,11 @@ template <class T> double finish(const SelfLse<T>& s, int64_t i0, int64_t i1) {
             store<T>(g + v * lanes<T>, load<T>(g + v * lanes<T>) + splat<T>(w) * load<T>(z + v * lanes<T>));
         }
       }
-      const T along = dot(s.g, s.z, i, i), n = s.norm[i];
+      euler += along;
+      const T n = s.norm[i];
       Element* out = static_cast<Element*>(at.part->grad) + at.row * s.width;
       const bool through = s.normalize && !(n < T(smallest_norm));
-      const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? along : T(0);
+      const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? T(along) : T(0);
       for (int64_t c = 0; c < s.chunks; ++c) {
         const T *g = z_row(s, s.g, c, i), *z = z_row(s, s.z, c, i);
         const int64_t k0 = c * P, m = s.width - k0 < P ? s.width - k0 : P;
