@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.ceilings import ceilings, floor_seconds
-from benchmarks.harness import ROOT, Samples, environment, interleave, matmul_precision, results_folder
+from benchmarks.harness import ROOT, Samples, environment, interleave, matmul_precision, results_folder, timer
 from benchmarks.providers import EAGER, Loss, in_chunks, providers
 from benchmarks.questions.speed import Job, inputs
 from ssl_kernels.losses import SPECS
@@ -47,7 +47,7 @@ class Plan:
     build: float = 120.0
     tests: float = 210.0
     ceilings: float = 20.0
-    a_job: float = 3.0
+    a_job: float = 2.0
     longest_call: float = 1.5  # no problem is begun whose products alone would take longer
     rows: tuple[int, ...] = (8192, 32768, 65536, 262144)
     widths: tuple[int, ...] = (128, 256, 512, 1024)
@@ -57,14 +57,24 @@ class Plan:
         (torch.float32, "highest"),
         (torch.float16, "highest"),
     )
-    compiled: tuple[tuple[int, int], ...] = ((8192, 128), (32768, 128))  # compiling takes too long for all
+    compiled: tuple[tuple[int, int, torch.dtype], ...] = (  # compiling takes too long for all
+        (8192, 128, torch.bfloat16),
+        (32768, 128, torch.bfloat16),
+    )
     matrices: int | None = None  # side of the products that measure the ceilings; None: as the device needs
     test_arguments: tuple[str, ...] = ("-m", "gpu", "tests")
 
     def jobs(self) -> list[Job]:
-        """Every problem, the cheapest of a precision first, so that the deadline cuts off the least."""
-        sizes = sorted(((m, d) for m in self.rows for d in self.widths), key=lambda size: size[0] ** 2 * size[1])
-        return [Job(loss, m // 2, d, *p) for loss in SPECS for p in self.precisions for m, d in sizes]
+        """Every problem, a precision after the other, cheap sizes first; those that last longest come last of all."""
+        sizes = [(m, d) for m in self.rows for d in self.widths]
+        jobs = [Job(loss, m // 2, d, *p) for loss in SPECS for p in self.precisions for m, d in sizes]
+        long = max(self.rows) ** 2 * sorted(self.widths)[len(self.widths) // 2]
+
+        def order(job: Job) -> tuple[bool, int, int]:
+            cost = (2 * job.n) ** 2 * job.d
+            return cost >= long, self.precisions.index((job.dtype, job.precision)), cost
+
+        return sorted(jobs, key=order)
 
 
 @dataclass
@@ -205,9 +215,9 @@ def measure(state: Run, job: Job) -> list[dict[str, Any]]:
     truth = _truth(state, job, draws[0])
     facts, calls = {}, {}
     with matmul_precision(job.precision):
-        for name, function in providers(job.loss, plan.device, compiled=(m, job.d) in plan.compiled).items():
+        for name, function in providers(job.loss, plan.device, (m, job.d, job.dtype) in plan.compiled).items():
             try:
-                facts[name] = _facts(plan.device, function, draws[0], truth)
+                facts[name] = _facts(plan.device, name, function, draws[0], truth)
                 calls |= dict(_calls(plan.device, name, function, draws))
             except Exception as error:  # out of memory, most of the time: the others go on
                 state.not_run.append(f"{name} at {_name(job)}: {_in_one_line(error)}")
@@ -248,17 +258,15 @@ def _truth(state: Run, job: Job, leaves: dict[str, Any]) -> Result | None:
     return evaluate(in_chunks, widened(leaves))
 
 
-def _facts(device: str, function: Loss, leaves: dict[str, Any], truth: Result | None) -> dict[str, Any]:
-    """Errors against ``truth`` with every unwritten output poisoned, and the peak of the memory."""
-    with poisoned_memory():
+def _facts(device: str, name: str, function: Loss, leaves: dict[str, Any], truth: Result | None) -> dict[str, Any]:
+    """Errors against ``truth``, our own unwritten outputs poisoned, and the peak of the memory."""
+    with poisoned_memory() if name.startswith("ssl_kernels") else contextlib.nullcontext():
         got = evaluate(function, leaves)
     errors = {"loss_error": "not checked", "gradient_error": "not checked"}
     if truth is not None:
-        names = [name for name in got.names if name != "loss"]
         errors["loss_error"] = relative_error(got.loss, truth.loss)
-        errors["gradient_error"] = relative_error(
-            torch.cat([got[name].double() for name in names]), torch.cat([truth[name] for name in names])
-        )
+        ours, exact = torch.cat([*got.grads.values()]).double(), torch.cat([*truth.grads.values()])
+        errors["gradient_error"] = relative_error(ours, exact)
     del got
     step = _step(function, PHASES[1])
     if device == "cuda":
@@ -287,9 +295,10 @@ def _calls(
     for phase in PHASES:
         step, turns = _step(function, phase), cycle(draws)
         yield (name, phase, "launched"), lambda step=step, turns=turns: step(next(turns))
+        if device != "cuda" or name == SYNCHRONISES or name.startswith("compile"):
+            continue
         # where a call lasts long, a graph saves nothing and its memory pool costs a second matrix
-        quick = interleave({"one": lambda step=step: step(draws[0])}, device=device, rounds=1, sample=0)["one"]
-        if device == "cuda" and quick.median < 5e-3 and name != SYNCHRONISES and not name.startswith("compile"):
+        if timer(device)(lambda step=step: step(draws[0]), 1) < 5e-3:
             yield (name, phase, "graph"), captured(step, draws)
 
 

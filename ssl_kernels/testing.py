@@ -132,7 +132,9 @@ def evaluate(function: Callable[..., Tensor], inputs: dict[str, Any]) -> Result:
     leaves = {name: _leaf(value) for name, value in inputs.items()}
     loss = function(**leaves)
     loss.backward()
-    grads = {name: leaf.grad for name, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.requires_grad}
+    asking = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.requires_grad}
+    # an input that the loss does not depend on has no gradient, which is one of zeros
+    grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in asking.items()}
     return Result(loss.detach(), grads)
 
 
@@ -180,8 +182,6 @@ def check(function: Callable[..., Tensor], case: Case, seed: int = 0) -> None:
     eager = evaluate(case.spec.reference, inputs)
     with poisoned_memory():
         fused = evaluate(function, inputs)
-    if list(fused.grads) != list(eager.grads):
-        raise AssertionError(f"{case}: gradients of {list(eager.grads)} expected, got {list(fused.grads)}")
     for name in eager.names:
         expected = accumulate_dtype(case.dtype) if name == "loss" else inputs[name].dtype
         if fused[name].dtype != expected:
