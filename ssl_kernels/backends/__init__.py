@@ -76,7 +76,7 @@ def _resolve(name: str, device: str) -> ModuleType:
             here = [n for n in NAMES if (m := _load(n)[0]) is not None and device in m.DEVICES]
             raise ValueError(f"backend={name!r} cannot serve {device} tensors: {reason}; available: {', '.join(here)}")
         return module
-    reasons = []
+    reasons: list[str] = []
     for candidate in ORDER.get(device, ("reference",)):
         module, reason = _load(candidate)
         if module is not None and device in module.DEVICES:

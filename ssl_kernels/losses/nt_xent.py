@@ -36,7 +36,8 @@ def nt_xent_loss(
 ) -> Tensor:
     r"""Normalised temperature-scaled cross-entropy between two views (SimCLR), O(N D) memory.
 
-    .. math:: \mathcal L = -\frac1{2N}\sum_i \log\frac{\exp(z_i\cdot z_{p(i)}/\tau)}{\sum_{j\ne i}\exp(z_i\cdot z_j/\tau)}
+    .. math:: \mathcal L = -\frac1{2N} \sum_i
+              \log\frac{\exp(z_i\cdot z_{p(i)}/\tau)}{\sum_{j\ne i}\exp(z_i\cdot z_j/\tau)}
 
     Args:
         z1, z2: projections of the two views, ``[N, D]``, float32/64, bfloat16 or float16; normalised here, as in the
