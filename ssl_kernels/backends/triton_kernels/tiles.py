@@ -52,14 +52,18 @@ TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
 }
 
 
-# Where tensor memory (sm_100) wants other tiles than the table's: whole rows at this width spill there.
-TABLE_SM100: dict[tuple[str, str, float], Tile] = {("forward", HALF, 256): Tile(128, 64, 64, None, 3, 8)}
+# Where one generation wants another tile, because the table's spills there: 8 is everything without Hopper's products
+# of warp groups (9) and Blackwell's tensor memory (10), so sm_120 too.
+EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
+    (8, "forward", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
+    (10, "forward", HALF, 256): Tile(128, 64, 64, None, 3, 8),
+}
 
 
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
     widest, entry = next(row for row in TABLE[kernel, operands] if width <= row[0])
-    if arch >= 100:
-        entry = TABLE_SM100.get((kernel, operands, widest), entry)
+    generation = arch // 10 if arch // 10 in (9, 10) else 8
+    entry = EXCEPTIONS.get((generation, kernel, operands, widest), entry)
     return entry._replace(BLOCK_K=min(entry.BLOCK_K or width, width), BLOCK_D=min(entry.BLOCK_D or width, width))
 
 
