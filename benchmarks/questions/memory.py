@@ -18,10 +18,7 @@ COLUMNS = ("loss", "n", "d", "dtype")
 
 SIZES = ((1024, 128), (4096, 128), (4096, 512), (65536, 128))
 QUICK = ((1024, 128),)
-LARGEST_MATRIX = (
-    4 << 30
-)  # those who store it are asked only where one float32 copy of it is smaller than this, in bytes
-MATRIX_FREE = ("ssl_kernels", "eager, in chunks")
+LARGEST_MATRIX = 4 << 30  # bytes of one float32 copy; where it is larger, only ours is asked: the others take minutes
 
 
 def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -31,10 +28,8 @@ def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
                 for name in providers(loss, compiled=not quick and n <= 4096):
                     job = Job(loss, n, d, dtype)
                     rows = len(SPECS[loss].features) * n
-                    if 4 * rows * rows > LARGEST_MATRIX and not name.startswith(MATRIX_FREE):
+                    if 4 * rows * rows > LARGEST_MATRIX and not name.startswith("ssl_kernels"):
                         continue
-                    if n > 4096 and name == "eager, in chunks" and dtype == torch.bfloat16:
-                        continue  # minutes, and it takes what float32 takes
                     peak = in_fresh_process(peak_of, name, job, torch.get_num_threads())
                     yield {
                         "question": "memory", "loss": loss, "n": n, "d": d, "dtype": str(dtype)[6:],
