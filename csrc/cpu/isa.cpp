@@ -15,8 +15,12 @@ std::vector<const Isa*> runnable() {
   __builtin_cpu_init();
 #ifdef SSL_HAVE_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
+#ifdef SSL_HAVE_AMX
+    if (__builtin_cpu_supports("avx512bf16") && amx_usable()) found.push_back(&isa_amx());
+#endif
     found.push_back(&isa_avx512());
+  }
 #endif
 #ifdef SSL_HAVE_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&isa_avx2());

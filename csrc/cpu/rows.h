@@ -107,53 +107,59 @@ template <class T, class U> SSL_INLINE U* z_row(const SelfLse<T>& s, U* z, int64
   return z + (chunk * s.padded + i) * panel<T>;
 }
 
-template <class T> void pack(const SelfLse<T>& s, int64_t first_panel, int64_t last_panel) {
-  constexpr int64_t P = panel<T>, L = lanes<T>;
+// Rows [i0, i1) of z and their norms; zeros where rows and columns are padded.
+template <class T> void read_rows(const SelfLse<T>& s, int64_t i0, int64_t i1) {
+  constexpr int64_t P = panel<T>;
+  const int64_t last = i1 < s.rows ? i1 : s.rows;
   with_dtype<T>(s.dtype, [&](auto format) {
     using Format = decltype(format);
     using Element = typename Format::Element;
-    for (int64_t p = first_panel; p < last_panel; ++p) {
-      const int64_t i0 = p * P, i1 = i0 + P < s.rows ? i0 + P : s.rows;
-      RowCursor at(s.parts, s.part_count, i0);
-      for (int64_t i = i0; i < i1; ++i, at.next()) {
-        const Element* x = static_cast<const Element*>(at.part->data) + at.row * at.part->stride;
+    RowCursor at(s.parts, s.part_count, i0);
+    for (int64_t i = i0; i < last; ++i, at.next()) {
+      const Element* x = static_cast<const Element*>(at.part->data) + at.row * at.part->stride;
+      for (int64_t c = 0; c < s.chunks; ++c) {
+        T* z = z_row(s, s.z, c, i);
+        const int64_t k0 = c * P, n = s.width - k0 < P ? s.width - k0 : P;
+        for (int64_t k = 0; k < n; ++k) z[k] = Format::template read<T>(x[k0 + k]);
+        for (int64_t k = n; k < P; ++k) z[k] = 0;
+      }
+      T norm = 1;
+      if (s.normalize) {
+        Vec<T> squares{};
+        for (int64_t c = 0; c < s.chunks; ++c) {
+          const T* z = z_row(s, s.z, c, i);
+          for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
+        }
+        norm = std::sqrt(sum_lanes<T>(squares));
+        // A division, not a product with the reciprocal: one rounding fewer, in step with the eager definition
+        const Vec<T> by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
         for (int64_t c = 0; c < s.chunks; ++c) {
           T* z = z_row(s, s.z, c, i);
-          const int64_t k0 = c * P, n = s.width - k0 < P ? s.width - k0 : P;
-          for (int64_t k = 0; k < n; ++k) z[k] = Format::template read<T>(x[k0 + k]);
-          for (int64_t k = n; k < P; ++k) z[k] = 0;
+          for (int v = 0; v < NV; ++v) store<T>(z + v * lanes<T>, load<T>(z + v * lanes<T>) / by);
         }
-        T norm = 1;
-        if (s.normalize) {
-          Vec<T> squares{};
-          for (int64_t c = 0; c < s.chunks; ++c) {
-            const T* z = z_row(s, s.z, c, i);
-            for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
-          }
-          norm = std::sqrt(sum_lanes<T>(squares));
-          // A division, not a product with the reciprocal: one rounding fewer, in step with the eager definition
-          const Vec<T> by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
-          for (int64_t c = 0; c < s.chunks; ++c) {
-            T* z = z_row(s, s.z, c, i);
-            for (int v = 0; v < NV; ++v) store<T>(z + v * lanes<T>, load<T>(z + v * lanes<T>) / by);
-          }
-        }
-        s.norm[i] = norm;
       }
-      for (int64_t i = i1; i < i0 + P; ++i)
-        for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(s, s.z, c, i), 0, P * sizeof(T));
-      // the transposed panel, a square of registers at a time; past the width z holds zeros, which nobody reads
-      T* t = s.zt + p * s.width * P;
-      for (int64_t k = 0; k < s.width; k += L)
-        for (int64_t i = 0; i < P; i += L) {
-          const T* z = z_row(s, s.z, k / P, i0 + i) + k % P;
-          Vec<T> square[L];
-          for (int64_t r = 0; r < L; ++r) square[r] = load<T>(z + r * P);
-          transpose<T>(square);
-          for (int64_t r = 0; r < L && k + r < s.width; ++r) store<T>(t + (k + r) * P + i, square[r]);
-        }
+      s.norm[i] = norm;
     }
   });
+  for (int64_t i = i0 > s.rows ? i0 : s.rows; i < i1; ++i)
+    for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(s, s.z, c, i), 0, P * sizeof(T));
+}
+
+template <class T> void pack(const SelfLse<T>& s, int64_t first_panel, int64_t last_panel) {
+  constexpr int64_t P = panel<T>, L = lanes<T>;
+  for (int64_t p = first_panel; p < last_panel; ++p) {
+    read_rows(s, p * P, (p + 1) * P);
+    // the transposed panel, a square of registers at a time; past the width z holds zeros, which nobody reads
+    T* t = s.zt + p * s.width * P;
+    for (int64_t k = 0; k < s.width; k += L)
+      for (int64_t i = 0; i < P; i += L) {
+        const T* z = z_row(s, s.z, k / P, p * P + i) + k % P;
+        Vec<T> square[L];
+        for (int64_t r = 0; r < L; ++r) square[r] = load<T>(z + r * P);
+        transpose<T>(square);
+        for (int64_t r = 0; r < L && k + r < s.width; ++r) store<T>(t + (k + r) * P + i, square[r]);
+      }
+  }
 }
 
 // dz_i = scale (sum_j G_ij z_j + sum over twins p of (dpos_ip + dpos_pi) z_p), then through z = x / |x|.

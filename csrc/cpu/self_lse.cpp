@@ -38,6 +38,7 @@ template <class T> class Job {
     const int64_t panel = kernels_.panel;
     s_.padded = (s_.rows + panel - 1) / panel * panel;
     s_.chunks = (s_.width + panel - 1) / panel;
+    choose_shift(call);
     layout_ = kernels_.layout(s_);
     if (double(s_.rows) * double(s_.rows) * double(s_.width) < worth_a_thread) threads_ = 1;
 
@@ -49,7 +50,6 @@ template <class T> class Job {
     s_.zt = zt_.get();
     s_.norm = norm_.get();
     for_ranges(s_.padded / panel, [&](int64_t a, int64_t b) { kernels_.pack(s_, a, b); });
-    choose_shift(call);
   }
 
   void forward(T* neg, T* pos, T* top) {

@@ -1,5 +1,6 @@
 // The sweep over one pair of blocks: a tile of logits at a time in registers, its exponentials, and what they feed.
 #pragma once
+#include "results.h"
 #include "rows.h"
 
 namespace ssl::SSL_ISA {
@@ -8,8 +9,6 @@ namespace ssl::SSL_ISA {
 constexpr int64_t strip = 128;
 // Depth of one pass of a product: 128 rows of a 64-float panel are 32 KiB, what an L1 cache holds beside A.
 constexpr int64_t depth_block = 128;
-
-template <class T> constexpr T masked = T(-1e30);
 
 // t[r][:] = z_i . z_j for rows i .. i + R and one panel of columns j. Wide embeddings are taken in passes so that the
 // panel's slice stays in L1; `partial` holds the sums between passes, and the caller loops over passes outermost.
@@ -34,11 +33,7 @@ __attribute__((noinline)) void mask_tile(const SelfLse<T>& s, const T* products,
     const int64_t row = i + r;
     for (int64_t column = s.same.first(row, j); column < j + P && column < s.rows; column += s.same.period) {
       keep[r * P + column - j] = 0;
-      if (!s.pos || column == row) continue;
-      const T product = products[r * P + column - j];
-      const int64_t ahead = column > row ? column - row : column - row + s.rows;
-      s.pos[(ahead / s.same.period - 1) * s.rows + row] = product;
-      if (both_sides) s.pos[((s.rows - ahead) / s.same.period - 1) * s.rows + column] = product;
+      if (s.pos && column != row) set_positive(s, row, column, products[r * P + column - j], both_sides);
     }
   }
 }
@@ -119,15 +114,6 @@ SSL_INLINE void forward_fixed(const SelfLse<T>& s, int64_t i0, int64_t i1, int64
   for (int64_t i = i0; i < i1; ++i) s.sum[i] += sum_lanes<T>(load<T>(row_sums + (i - i0) * L));
   if (i0 != j0)
     for (int64_t j = j0; j < j1; ++j) s.sum[j] += column_sums[j - j0];
-}
-
-template <class T> SSL_INLINE void merge(const SelfLse<T>& s, int64_t i, T top, T sum) {
-  if (top > s.top[i]) {
-    s.sum[i] = s.sum[i] * __builtin_exp2(double(s.top[i]) - top) + sum;
-    s.top[i] = top;
-  } else {
-    s.sum[i] += sum * __builtin_exp2(double(top) - s.top[i]);
-  }
 }
 
 // With a running maximum a lane (of rows, or of columns) at a time: two exponentials an entry, one a side.

@@ -1,0 +1,20 @@
+// AMX for float, with AVX-512 around it; double has no use for bf16 and goes by AVX-512.
+#define SSL_ISA amx
+#define SSL_VECTOR_BYTES 64
+#define SSL_TILE_ROWS 6
+#define SSL_TILE_VECTORS 4
+#include "amx_sweep.h"
+
+namespace ssl {
+bool amx_usable() { return SSL_ISA::tiles::usable(); }
+
+const Isa& isa_amx() {
+  using namespace SSL_ISA;
+  static const Isa isa{
+      "amx",
+      {panel<float>, layout_tiles, pack_tiles, forward_tiles, backward_tiles, finish_tiles},
+      isa_avx512().f64,
+  };
+  return isa;
+}
+}  // namespace ssl
