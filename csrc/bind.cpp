@@ -46,6 +46,17 @@ PYBIND11_MODULE(_C, m) {
       },
       "writes the gradient of every part, returns that of the scale");
 
+  m.def(
+      "self_lse_softplus_mean",
+      [](const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period, bool normalize,
+         double scale, int threads) {
+        const auto c = call(parts, dtype, precision, width, period, normalize, scale, threads);
+        py::gil_scoped_release release;
+        const auto [loss, dscale] = ssl::self_lse_softplus_mean(c);
+        return std::pair(loss, dscale);
+      },
+      "the mean of softplus(neg - pos); writes the gradient of every part, returns the mean and the scale's gradient");
+
   m.def("isas", &ssl::isas, "instruction sets built in and runnable here, best first");
   m.def("isa", &ssl::isa, "the instruction set in use");
   m.def("use_isa", [](const std::string& name) { ssl::use_isa(name.c_str()); }, "run another of isas()");

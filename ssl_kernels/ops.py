@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kernels import backends
@@ -81,9 +82,35 @@ def self_lse(
     if not x:  # said here, because the dispatcher finds no kernel for no tensors
         raise ValueError("x: expected at least one tensor, got none")
     arguments = scale, multiplier, period, normalize, backend or backends.override()
-    if _plain(x) and not torch.is_autocast_enabled(x[0].device.type):
+    if _plain(x):
         return _SelfLse.apply(*arguments, *x)
     return torch.ops.ssl_kernels.self_lse(list(x), *arguments)
+
+
+def softplus_mean(
+    x: Sequence[Tensor],
+    scale: Tensor | None = None,
+    multiplier: float = 1.0,
+    *,
+    period: int,
+    backend: str | None = None,
+) -> Tensor:
+    """``F.softplus(neg - pos).mean()`` over :func:`self_lse` of the rows on the sphere: the loss of one pair of views.
+
+    A backend may have a ``softplus_mean`` of its own, which returns the loss with its gradients, for batches so small
+    that the way there and back costs more than the work. Arguments as :func:`self_lse`.
+    """
+    if _plain(x) and torch.is_grad_enabled():
+        serve = backends.resolve(backend or backends.override(), x[0].device)
+        if hasattr(serve, "softplus_mean") and (scale is not None or any(t.requires_grad for t in x)):
+            _check_self(x, scale, period)
+            with torch.no_grad():
+                found = serve.softplus_mean(x, scale, multiplier, period)
+            if found is not None:
+                return _Known.apply(*found[:2], *found[2], scale, *x)
+    neg, pos, _ = self_lse(x, scale, multiplier, period=period, backend=backend)
+    # log of one over the positive's share: exact where that share rounds to one. Linear above 40.
+    return F.softplus(neg - pos, 1.0, 40.0).mean()
 
 
 # ------------------------------------------------------------------------------------------------------ checks
@@ -171,8 +198,9 @@ def _plain(tensors: Sequence[Tensor]) -> bool:
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._is_any_autocast_enabled()
         and len(tensors) > 0
-        and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        and all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta for t in tensors)
     )
 
 
@@ -194,8 +222,7 @@ class _SelfLse(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dneg, dpos, _):
         neg, top, scale, *x = ctx.saved_tensors
-        run = _SelfLseBackward.apply if torch.is_grad_enabled() else _self_lse_backward_op
-        dscale, *dx = run(ctx.rest, dneg, dpos, neg, top, scale, *x)
+        dscale, *dx = _once(_self_lse_backward_op, ctx.rest, dneg, dpos, neg, top, scale, *x)
         return (dscale if scale is not None else None, None, None, None, None, *dx)
 
 
@@ -206,13 +233,37 @@ def _self_lse_backward_op(rest, dneg, dpos, neg, top, scale, *x):
     return (dscale, *dx)
 
 
-class _SelfLseBackward(torch.autograd.Function):
+class _Known(torch.autograd.Function):
+    """A scalar whose gradients came with it."""
+
+    @staticmethod
+    def forward(ctx, value, dscale, *rest):
+        parts = (len(rest) - 1) // 2
+        ctx.save_for_backward(dscale, *rest[:parts])
+        return value
+
+    @staticmethod
+    def backward(ctx, g):
+        dscale, *dx = _once(_times, g, *ctx.saved_tensors)
+        return (None, None, *(None for _ in dx), dscale, *dx)
+
+
+def _times(g, *gradients):
+    return tuple(None if d is None else g * d for d in gradients)
+
+
+def _once(run, *arguments):
+    """``run(*arguments)``, whose results raise when they are differentiated in turn."""
+    return _Once.apply(run, *arguments) if torch.is_grad_enabled() else run(*arguments)
+
+
+class _Once(torch.autograd.Function):
     """Stands in the graph under ``create_graph=True`` only to say what is missing, where silence would be wrong."""
 
     @staticmethod
-    def forward(ctx, rest, dneg, dpos, neg, top, scale, *x):
+    def forward(ctx, run, *arguments):
         with torch._C._AutoDispatchBelowAutograd():
-            return _self_lse_backward_op(rest, dneg, dpos, neg, top, scale, *x)
+            return run(*arguments)
 
     @staticmethod
     def backward(ctx, *grads):

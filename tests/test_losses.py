@@ -200,8 +200,9 @@ def test_compiles_in_one_graph(spec, place, engine, dtype):
     inputs = (case := a_case(spec, place, dtype=dtype)).inputs()
     compiled = torch.compile(case.fused, fullgraph=True, backend=engine)
     expected, got = evaluate(case.fused, inputs), evaluate(compiled, inputs)
+    # to the last digits: outside a graph a small batch's loss and gradients come from one call, inside from two
     for name in expected.names:
-        assert torch.equal(got[name], expected[name])
+        torch.testing.assert_close(got[name], expected[name])
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -217,7 +218,7 @@ def test_compiles_once_for_any_shape(spec, place, learned):
     for n, d, temperature in [(5, 8, 0.1), (6, 9, 0.2), (17, 33, 0.3), (30, 7, 0.4), (31, 64, 0.5)]:
         case = a_case(spec, place, n, d, temperature=temperature if learned else 0.1)
         inputs = case.inputs() if learned else case.inputs() | dict.fromkeys(spec.parameters, 0.1)
-        assert torch.equal(compiled(**inputs), case.fused(**inputs))
+        torch.testing.assert_close(compiled(**inputs), case.fused(**inputs))
     assert len(graphs) == 1
 
 
@@ -227,7 +228,7 @@ def test_compiles_for_every_plain_temperature(spec, place):
     compiled = torch.compile(case.fused, fullgraph=True, backend="eager")
     for temperature in (0.1, 0.2, 0.3):
         inputs = case.inputs() | dict.fromkeys(spec.parameters, temperature)
-        assert torch.equal(compiled(**inputs), case.fused(**inputs))
+        torch.testing.assert_close(compiled(**inputs), case.fused(**inputs))
 
 
 def test_compiles_with_inductor_inside_a_model(spec, place):
@@ -253,10 +254,9 @@ def test_autocast_widens_and_answers_in_float32(spec, place, half):
     with torch.autocast(place.device, dtype=half):
         got = evaluate(case.fused, mixed)
         assert case.fused(**{k: v.to(half) for k, v in inputs.items()}).dtype == torch.float32
-    assert torch.equal(got.loss, expected.loss) and got.loss.dtype == torch.float32
+    torch.testing.assert_close(got.loss, expected.loss)
     for name in got.grads:
-        assert got[name].dtype == mixed[name].dtype
-        assert torch.equal(got[name], expected[name].to(mixed[name].dtype))
+        torch.testing.assert_close(got[name], expected[name].to(mixed[name].dtype))
 
 
 # ------------------------------------------------------------------------------------------------- numbers out of the w

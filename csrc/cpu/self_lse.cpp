@@ -68,7 +68,7 @@ template <class T> class Job {
       const double lse = sum[i] == 0 ? -infinity : ln2 * (largest[i] + std::log2(sum[i]));
       double most = lse;
       for (T* p = pos + i; p < end; p += s_.rows) most = scale_ * *p < most ? most : scale_ * *p;
-      top[i] = T(most);
+      top[i] = most == -infinity ? T(0) : T(most);  // a row of nothing at all
       neg[i] = T(lse - double(top[i]));
       for (T* p = pos + i; p < end; p += s_.rows) *p = T(scale_ * *p - double(top[i]));
     }
@@ -84,6 +84,7 @@ template <class T> class Job {
         weight[i] = T(dneg[i] * std::exp2((s_.running ? double(neg2[i]) : double(s_.shift)) - exact));
       }
     }
+    s_.pos = nullptr;  // the tiles of this sweep keep no positives
     auto g = allocate_zero<T>(layout_.g);
     s_.weight = weight.get();
     s_.neg2 = neg2.get();
@@ -100,6 +101,24 @@ template <class T> class Job {
     });
     // Every logit counts twice in sum_i z_i . dz_i: once for its row, once for its column
     return 0.5 * std::accumulate(euler.begin(), euler.end(), 0.0);
+  }
+
+  // Both passes over one set of packed rows, with the mean of softplus(neg - pos) between them.
+  SoftplusMean softplus_mean() {
+    const int64_t others = s_.rows / s_.same.period - 1, count = others * s_.rows;
+    auto neg = allocate<T>(s_.rows), top = allocate<T>(s_.rows), dneg = allocate_zero<T>(s_.rows);
+    auto pos = allocate<T>(count);
+    forward(neg.get(), pos.get(), top.get());
+    double loss = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t i = k % s_.rows;
+      const T x = neg[i] - pos[k], e = std::exp(-std::fabs(x));
+      loss += (x > 0 ? x : T(0)) + std::log1p(e);
+      const T share = (x > 0 ? T(1) : e) / (1 + e) / T(count);
+      dneg[i] += share;
+      pos[k] = -share;
+    }
+    return {loss / double(count), backward(neg.get(), top.get(), dneg.get(), pos.get())};
   }
 
  private:
@@ -162,6 +181,10 @@ double self_lse_backward(const SelfLseCall& call, const void* neg, const void* t
                                  static_cast<const T*>(dpos));
   };
   return call.dtype == DType::f64 ? run(0.0) : run(0.0f);
+}
+
+SoftplusMean self_lse_softplus_mean(const SelfLseCall& call) {
+  return call.dtype == DType::f64 ? Job<double>(call, true).softplus_mean() : Job<float>(call, true).softplus_mean();
 }
 
 }  // namespace ssl

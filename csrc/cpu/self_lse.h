@@ -22,6 +22,12 @@ void self_lse_forward(const SelfLseCall& call, void* neg, void* pos, void* top);
 // Writes every part's grad; returns the gradient of the scale.
 double self_lse_backward(const SelfLseCall& call, const void* neg, const void* top, const void* dneg, const void* dpos);
 
+// The mean of softplus(neg - pos), and at once every part's grad and the gradient of the scale.
+struct SoftplusMean {
+  double loss, dscale;
+};
+SoftplusMean self_lse_softplus_mean(const SelfLseCall& call);
+
 // The instruction sets built in and runnable here, best first; and the one in use.
 std::vector<const char*> isas();
 const char* isa();

@@ -48,6 +48,7 @@ def self_lse(x, scale, multiplier, period, normalize):
     neg = s.masked_fill(_same_sample(rows, period, s.device), float("-inf")).logsumexp(1)
     pos = s[torch.arange(rows, device=s.device), _twins(rows, period, s.device)]
     top = torch.cat([neg[None], pos]).amax(0)
+    top = torch.where(top == float("-inf"), 0.0, top)  # a row of nothing at all
     return neg - top, pos - top, top
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_scale, check_temperature
-from ssl_kernels.ops import check_views, self_lse
+from ssl_kernels.ops import check_views, self_lse, softplus_mean
 
 __all__ = ["NTXentLoss", "nt_xent_loss", "nt_xent_reference"]
 
@@ -61,10 +61,9 @@ def nt_xent_loss(
     views = [z1, z2, *more]
     check_views(views)
     scale, multiplier = as_scale(temperature, z1)
-    neg, pos, _ = self_lse(views, scale, multiplier, period=z1.shape[0], backend=backend)
     if not more:
-        # -log of the positive's share, 1 / (1 + e^(neg - pos)): exact where that share rounds to one. Linear above 40.
-        return F.softplus(neg - pos, 1.0, 40.0).mean()
+        return softplus_mean(views, scale, multiplier, period=z1.shape[0], backend=backend)
+    neg, pos, _ = self_lse(views, scale, multiplier, period=z1.shape[0], backend=backend)
     return (torch.logsumexp(torch.cat([neg[None], pos]), 0) - pos).mean()
 
 
