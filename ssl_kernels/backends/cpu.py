@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ssl_kernels._native import load
 
 DEVICES = ("cpu",)
 
+_C: Any
 _C, _reason = load()
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
