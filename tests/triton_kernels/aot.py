@@ -87,13 +87,13 @@ def compile_all(arch: int, configurations: tuple[str, ...] | list[str]) -> list[
     triton.runtime.driver.set_active(CompileOnly(arch))
     launch.architecture = lambda device: arch
     reports: list[Report] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        if kernel.hash not in seen:
-            seen.add(kernel.hash)
+        if (name, kernel.hash) not in seen:  # forward and backward both prepare the rows
+            seen.add((name, kernel.hash))
             reports.append(_report(kernel, arch, name, self.fn, kwargs))
         return kernel
 
