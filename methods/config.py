@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# What may differ between a run and its resumption: nothing that the weights depend on
-FREE = {"out", "resume", "knn_every", "save_every", "log_every", "tensorboard", "progress", "linear_probe", "debug"}
+# What may differ between a run and its resumption: nothing that the weights depend on. The data may have moved, since
+# their fingerprint is compared; what a recipe stands for is compared setting by setting.
+FREE = {
+    *("data", "skip_broken", "recipe", "out", "resume", "save_every", "log_every", "knn_every", "knn_k"),
+    *("knn_temperature", "linear_probe", "tensorboard", "progress", "debug"),
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.augment import as_float
 from methods.data import Data
 from methods.evaluate import accuracy, features_of, knn_scores
 from methods.log import Log, read_metrics
@@ -46,7 +48,7 @@ def demo(settings: Demo) -> None:
             f" {len(data.test)} others to test on"
         )
         features = {"raw pixels": [part.images.flatten(1).float() for part in (data.train, data.test)]}
-        features["random weights"] = _encode(encoder, data, run.device)
+        features["random weights"] = _encode(_untrained(encoder, data, run.device), data, run.device)
         with Log(out, config.tensorboard) as log:
             run.fit(log)
             results = run.finish(log)
@@ -63,6 +65,17 @@ def free(folder: Path) -> Path:
     """``folder``, or with the smallest number behind it that is not taken."""
     names = (folder.with_name(f"{folder.name}-{k}") if k > 1 else folder for k in itertools.count(1))
     return next(name for name in names if not name.exists())
+
+
+def _untrained(encoder: torch.nn.Module, data: Data, device: torch.device) -> torch.nn.Module:
+    """The same weights with batch statistics that fit the images: without, they would look worse than they are."""
+    other = copy.deepcopy(encoder).train()
+    for module in other.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        other(as_float(data.train.images.to(device)))
+    return other
 
 
 def _encode(encoder: torch.nn.Module, data: Data, device: torch.device) -> list[Tensor]:

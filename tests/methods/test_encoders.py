@@ -35,7 +35,7 @@ def test_channels_last_changes_nothing_but_the_layout():
     plain = build_encoder("small", 16, MEAN, STD, channels_last=False).eval()
     last = build_encoder("small", 16, MEAN, STD, channels_last=True).eval()
     last.load_state_dict(plain.state_dict())
-    assert last.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert next(last.parameters()).is_contiguous(memory_format=torch.channels_last)
     images = torch.rand(4, 3, 16, 16)
     torch.testing.assert_close(plain(images), last(images))
 
