@@ -8,8 +8,8 @@ namespace ssl::SSL_ISA {
 using bf16 = uint16_t;
 constexpr int64_t tile_elements = 16 * 32, tile_floats = 16 * 16;
 
-// A product of floats as a sum of products of their parts: (part of the left, part of the right), the smallest first, so
-// that the fewest additions are rounded at full size.
+// A product of floats as a sum of products of their parts: (part of the left, part of the right), the smallest first,
+// so that the fewest additions are rounded at full size.
 struct Term {
   int left, right;
 };
@@ -40,18 +40,18 @@ template <int LogitTerms, int GradientTerms, bool Scaled> struct Mode {
   static constexpr bool scaled = Scaled;
 };
 
-// An entry of G in one part is off by 2^-9, in two by 2^-17. A sum over many rows keeps little of that; few rows, where
-// time is short anyway, get one split more.
+// An entry of G in one part is off by 2^-9, in two by 2^-17. A sum over many rows keeps little of that; few rows, which
+// take little time anyway, get one split more.
 inline bool many_rows(const SelfLse<float>& s) { return s.rows >= 512; }
 
-// A sharp softmax comes down to a few entries too, however many rows there are. Measured against float64 from 512 to 4096
-// rows at temperatures from 0.005 to 0.5: as long as this holds, the gradient in two parts has at most twice the error
-// that float32 matrices have.
+// A sharp softmax comes down to a few entries too, however many rows there are. Measured against float64 from 512 to
+// 4096 rows at temperatures from 0.005 to 0.5: as long as this holds, the gradient in two parts has at most twice the
+// error that float32 matrices have.
 inline bool flat_softmax(const SelfLse<float>& s) {
   return !s.running && many_rows(s) && 4 * s.scale * s.scale <= float(s.rows);
 }
 
-// float16 keeps 11 bits, so all four products of its two parts are exact, and its gradient wants more than the 8 of one.
+// float16 keeps 11 bits, so all four products of its two parts are exact, and its gradient wants more than one's 8.
 template <class F> SSL_INLINE void with_mode(const SelfLse<float>& s, F&& f) {
   if (s.dtype == DType::bf16) return many_rows(s) ? f(Mode<1, 1, true>{}) : f(Mode<1, 3, true>{});
   if (s.dtype == DType::f16) return f(Mode<4, 3, true>{});
@@ -60,7 +60,7 @@ template <class F> SSL_INLINE void with_mode(const SelfLse<float>& s, F&& f) {
   return flat_softmax(s) ? f(Mode<6, 3, false>{}) : f(Mode<6, 6, false>{});
 }
 
-// Where the tiles of a call are, in s.zt. A `group` is 16 rows, a `pair` of groups 32, a `step` 32 columns, a `slice` 16.
+// Where the tiles of a call are, in s.zt. A group is 16 rows, a pair of groups 32, a step 32 columns, a slice 16.
 template <class M> class Operands {
  public:
   explicit Operands(const SelfLse<float>& s)
@@ -76,8 +76,12 @@ template <class M> class Operands {
   }
 
   // Operands of t = Z Z': 16 rows by 32 columns; and transposed, 32 columns in pairs by 16 rows.
-  bf16* logit_left(int part, int64_t group, int64_t step) const { return logit_left_ + at(part, group * steps + step); }
-  bf16* logit_right(int part, int64_t group, int64_t step) const { return logit_right_ + at(part, group * steps + step); }
+  bf16* logit_left(int part, int64_t group, int64_t step) const {
+    return logit_left_ + at(part, group * steps + step);
+  }
+  bf16* logit_right(int part, int64_t group, int64_t step) const {
+    return logit_right_ + at(part, group * steps + step);
+  }
   // Operands of G' Z, transposed (16 columns by 32 rows), and of G Z (32 rows in pairs by 16 columns).
   bf16* gradient_left(int part, int64_t slice, int64_t pair) const {
     return gradient_left_ + at(part, slice * (groups_ / 2) + pair);

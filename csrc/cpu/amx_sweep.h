@@ -1,5 +1,5 @@
-// The sweep over one pair of blocks on AMX: a tile of 32 x 32 logits at a time, whose exponentials are taken between the
-// tile products of the next one, so that the matrix unit and the vector units work at the same time.
+// The sweep over one pair of blocks on AMX: a tile of 32 x 32 logits at a time, whose exponentials are taken between
+// the tile products of the next one, so that the matrix unit and the vector units work at the same time.
 #pragma once
 #include "amx_pack.h"
 #include "results.h"
@@ -50,8 +50,8 @@ SSL_INLINE void multiply_rows(const Operands<M>& z, int64_t i, int64_t j, float*
   tiles::store<3>(products + 16 * tile_side + 16, stride);
 }
 
-// C += A B over rows x columns tiles, both even: left(part, row, k) and right(part, k, column) are tiles of the operands,
-// at(row, column) one of C, its rows `stride` floats apart.
+// C += A B over rows x columns tiles, both even: left(part, row, k) and right(part, k, column) are tiles of the
+// operands, at(row, column) one of C, its rows `stride` floats apart.
 template <class S, class Left, class Right, class At>
 SSL_INLINE void add_products(int64_t rows, int64_t columns, int64_t depth, int64_t stride, Left&& left, Right&& right,
                              At&& at) {
@@ -127,7 +127,7 @@ SSL_INLINE void for_tiles(const SelfLse<float>& s, const Operands<M>& z, int64_t
                           float* buffers, Epilogue& epilogue) {
   constexpr int steps = Epilogue::steps;
   const int products = int(4 * M::logit_products * z.steps), steps_each = (steps + products - 1) / products;
-  float *current = buffers, *previous = buffers + tile_side * tile_side;
+  float *current = buffers, *previous = buffers + tile_side * tile_side;  // the tile in work, and the one before it
   int step = steps;
   bool open = false;
   auto advance = [&](int until) __attribute__((always_inline)) {
@@ -148,9 +148,7 @@ SSL_INLINE void for_tiles(const SelfLse<float>& s, const Operands<M>& z, int64_t
         for (; step < steps; ++step) epilogue.step(step, keep);
         epilogue.end(keep);
       }
-      float* const free = previous;
-      previous = current;
-      current = free;
+      std::swap(current, previous);
     }
   advance(steps);
   if (open) epilogue.end(nullptr);
@@ -231,8 +229,9 @@ template <bool Scaled> struct RunningSums {
     for (int k = 0; k < count; ++k) {
       const auto [r, v] = entry(k);
       // The maximum is that of rounded logits; the exponentials see exact ones, the same as in the backward pass
-      const Vec<float> t = logit.rounded(tile.product(r, v));
-      top = larger(keep ? (Vec<float>)_mm512_mask_mov_ps((__m512)top, __mmask16(keep[r] >> 16 * v), (__m512)t) : t, top);
+      Vec<float> t = logit.rounded(tile.product(r, v));
+      if (keep) t = (Vec<float>)_mm512_mask_mov_ps((__m512)top, __mmask16(keep[r] >> 16 * v), (__m512)t);
+      top = larger(t, top);
     }
     Vec<float> sum = load<float>(sums) * exp2<float>(before - top);
     for (int k = 0; k < count; ++k) {
@@ -274,7 +273,7 @@ void forward_block(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0, 
 
 // -------------------------------------------------------------------------------------------------------- backward
 // The strip of G in tiles, as the left operand of G Z and, its columns in the order of `unpacked`, the right of Z' G.
-template <class S> struct Strip {
+struct Strip {
   bf16 *left_, *right_;
   int64_t rows, columns;
   bf16* left(int part, int64_t group, int64_t pair) const {
@@ -295,7 +294,7 @@ template <class M, bool Running> struct GradientTiles {
   static constexpr int parts = M::Gradient::parts;
   const SelfLse<float>& s;
   const Logit logit;
-  const Strip<typename M::Gradient> strip;
+  const Strip strip;
   const int64_t i0, j0;
   Tile<M::scaled> tile;
   Vec<float> weight_j[2], neg2_j[2];
@@ -311,10 +310,12 @@ template <class M, bool Running> struct GradientTiles {
   SSL_INLINE Vec<float> entry(int r, int v, const uint32_t* keep) const {
     const Vec<float> product = tile.product(r, v), weight_i = splat(s.weight[tile.i + r]);
     Vec<float> g;
-    if constexpr (Running)
-      g = logit.exp2_less(product, splat(s.neg2[tile.i + r])) * weight_i + logit.exp2_less(product, neg2_j[v]) * weight_j[v];
-    else
+    if constexpr (Running) {
+      const Vec<float> neg2_i = splat(s.neg2[tile.i + r]);
+      g = logit.exp2_less(product, neg2_i) * weight_i + logit.exp2_less(product, neg2_j[v]) * weight_j[v];
+    } else {
       g = logit.exp2_shifted(product) * (weight_i + weight_j[v]);
+    }
     if constexpr (M::scaled) g *= tile.factor(r, v);
     return kept(g, keep, r, v);
   }
@@ -341,6 +342,11 @@ template <class M, bool Running> struct GradientTiles {
   SSL_INLINE void end(const uint32_t*) {}
 };
 
+// Columns 16 slice .. of row i of g.
+SSL_INLINE float* slice_of(const SelfLse<float>& s, int64_t slice, int64_t i) {
+  return z_row(s, s.g, 16 * slice / panel<float>, i) + 16 * slice % panel<float>;
+}
+
 // Behind g: what its blocks got as columns, G' Z transposed, in tiles [padded / 16][width / 16][16][16] whose rows are
 // columns of Z and whose columns are 16 of 32 rows, in the order of `unpacked`.
 template <class M> SSL_INLINE float* transposed_gradient(const SelfLse<float>& s, const Operands<M>& z, int64_t group) {
@@ -360,14 +366,14 @@ void backward_block(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0,
     for (int64_t i = i0; i < i1; i += strip_rows) {
       const int64_t rows = i1 - i < strip_rows ? i1 - i : strip_rows;
       const int64_t columns = j1 - j < strip_columns ? j1 - j : strip_columns;
-      const Strip<S> strip{laid_out, laid_out + S::parts * rows * columns, rows, columns};
+      const Strip strip{laid_out, laid_out + S::parts * rows * columns, rows, columns};
       GradientTiles<M, Running> gradient{s, Logit(s), strip, i, j, {}, {}, {}};
       for_tiles(s, z, i, i + rows, j, j + columns, scratch, gradient);
       add_products<S>(
           rows / 16, slices, columns / 32, panel<float>,
           [&](int part, int64_t r, int64_t k) { return strip.left(part, r, k); },
           [&](int part, int64_t k, int64_t c) { return z.gradient_right(part, j / 32 + k, c); },
-          [&](int64_t r, int64_t c) { return z_row(s, s.g, 16 * c / panel<float>, i + 16 * r) + 16 * c % panel<float>; });
+          [&](int64_t r, int64_t c) { return slice_of(s, c, i + 16 * r); });
       if (i0 != j0)
         add_products<S>(
             slices, columns / 16, rows / 32, 16,
@@ -389,7 +395,7 @@ template <class M> void add_transposed(const SelfLse<float>& s, int64_t i0, int6
         transpose<float>(square);
         for (int r = 0; r < 16; ++r) {
           const int64_t row = i + unpacked(tile, r);
-          float* const g = z_row(s, s.g, 16 * slice / panel<float>, row) + 16 * slice % panel<float>;
+          float* const g = slice_of(s, slice, row);
           Vec<float> sum = load<float>(g) + square[r];
           if constexpr (M::scaled) sum /= splat(z.factor[row]);  // G had it for the columns' sake
           store<float>(g, sum);

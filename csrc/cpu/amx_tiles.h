@@ -1,6 +1,6 @@
-// The tile registers of AMX: eight matrices of 16 rows of 64 bytes, and the product of two of them. Written in assembly,
-// because the compilers' intrinsics want the register's number as a literal, and because gcc's _tile_loadconfig declares
-// only 8 of the 64 bytes as read, and may delete the stores of the others.
+// The tile registers of AMX: eight matrices of 16 rows of 64 bytes, and the product of two of them. In assembly, since
+// the compilers' intrinsics want the register's number as a literal, and gcc's _tile_loadconfig declares only 8 of the
+// 64 bytes as read, so that the stores of the others may be deleted.
 #pragma once
 #include <cpuid.h>
 #include <cstdint>
@@ -43,6 +43,7 @@ class Scope {
     uint16_t row_bytes[16];
     uint8_t rows[16];
   };
+  static_assert(sizeof(Config) == 64);
 };
 
 template <int Tile> inline void zero() { asm volatile("tilezero %%tmm%c0" ::"i"(Tile)); }
