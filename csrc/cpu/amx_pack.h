@@ -36,6 +36,7 @@ template <> struct Split<6> {  // 24 bits, all that a float has; what is dropped
 template <int LogitTerms, int GradientTerms, bool Scaled> struct Mode {
   using Logits = Split<LogitTerms>;
   using Gradient = Split<GradientTerms>;
+  static_assert(Gradient::parts <= Logits::parts, "the gradient's operands are laid out from those of the logits");
   static constexpr int logit_products = LogitTerms;
   static constexpr bool scaled = Scaled;
 };
@@ -53,50 +54,40 @@ inline bool flat_softmax(const SelfLse<float>& s) {
 
 // float16 keeps 11 bits, so all four products of its two parts are exact, and its gradient wants more than one's 8.
 template <class F> SSL_INLINE void with_mode(const SelfLse<float>& s, F&& f) {
-  if (s.dtype == DType::bf16) return many_rows(s) ? f(Mode<1, 1, true>{}) : f(Mode<1, 3, true>{});
+  if (s.dtype == DType::bf16) return many_rows(s) ? f(Mode<1, 1, true>{}) : f(Mode<3, 3, true>{});
   if (s.dtype == DType::f16) return f(Mode<4, 3, true>{});
   if (s.precision == Precision::medium) return f(Mode<1, 1, false>{});
   if (s.precision == Precision::high) return f(Mode<3, 3, false>{});
   return flat_softmax(s) ? f(Mode<6, 3, false>{}) : f(Mode<6, 6, false>{});
 }
 
-// Where the tiles of a call are, in s.zt. A group is 16 rows, a pair of groups 32, a step 32 columns, a slice 16.
+inline int64_t steps_of(const SelfLse<float>& s) { return (s.width + 31) / 32; }
+
+// Where the operands of the logits are, in s.zt. A group is 16 rows, a step 32 columns.
 template <class M> class Operands {
  public:
   explicit Operands(const SelfLse<float>& s)
-      : steps(steps_of(s)), factor(s.zt), size_(s.padded * steps * 32), groups_(s.padded / 16),
-        logit_left_(reinterpret_cast<bf16*>(factor + s.padded)), logit_right_(logit_left_ + M::Logits::parts * size_),
-        gradient_left_(logit_right_ + M::Logits::parts * size_),
-        gradient_right_(gradient_left_ + M::Gradient::parts * size_) {}
+      : steps(steps_of(s)), factor(s.zt), size_(s.padded * steps * 32),
+        left_(reinterpret_cast<bf16*>(factor + factors(s))), right_(left_ + M::Logits::parts * size_) {}
 
-  static int64_t steps_of(const SelfLse<float>& s) { return (s.width + 31) / 32; }
   static int64_t floats(const SelfLse<float>& s) {
-    const int64_t parts = M::Logits::parts + (s.with_gradient ? M::Gradient::parts : 0);
-    return s.padded + parts * s.padded * steps_of(s) * 32;  // each part twice, at half a float
+    return factors(s) + M::Logits::parts * s.padded * steps_of(s) * 32;  // each part twice, at half a float
   }
 
-  // Operands of t = Z Z': 16 rows by 32 columns; and transposed, 32 columns in pairs by 16 rows.
-  bf16* logit_left(int part, int64_t group, int64_t step) const {
-    return logit_left_ + at(part, group * steps + step);
-  }
-  bf16* logit_right(int part, int64_t group, int64_t step) const {
-    return logit_right_ + at(part, group * steps + step);
-  }
-  // Operands of G' Z, transposed (16 columns by 32 rows), and of G Z (32 rows in pairs by 16 columns).
-  bf16* gradient_left(int part, int64_t slice, int64_t pair) const {
-    return gradient_left_ + at(part, slice * (groups_ / 2) + pair);
-  }
-  bf16* gradient_right(int part, int64_t pair, int64_t slice) const {
-    return gradient_right_ + at(part, pair * (2 * steps) + slice);
-  }
+  // 16 rows by 32 columns; and transposed, 32 columns in pairs by 16 rows.
+  bf16* left(int part, int64_t group, int64_t step) const { return left_ + at(part, group, step); }
+  bf16* right(int part, int64_t group, int64_t step) const { return right_ + at(part, group, step); }
 
   const int64_t steps;
   float* const factor;  // [padded]: z_i . z_j = factor_i factor_j (product of the operands); where M::scaled
 
  private:
-  int64_t at(int part, int64_t tile) const { return part * size_ + tile * tile_elements; }
-  int64_t size_, groups_;
-  bf16 *logit_left_, *logit_right_, *gradient_left_, *gradient_right_;
+  static int64_t factors(const SelfLse<float>& s) { return M::scaled ? s.padded : 0; }
+  int64_t at(int part, int64_t group, int64_t step) const {
+    return part * size_ + (group * steps + step) * tile_elements;
+  }
+  int64_t size_;
+  bf16 *left_, *right_;
 };
 
 // ------------------------------------------------------------------------------------------------------- numbers
@@ -113,15 +104,12 @@ SSL_INLINE void subtract(Vec<float>& low, Vec<float>& high, __m512i rounded) {
 }
 SSL_INLINE void store_row(bf16* tile, int64_t row, __m512i x) { _mm512_store_si512(tile + row * 32, x); }
 
-// The 16 rows of a tile as they are, and transposed as 4-byte numbers: rows of pairs become pairs of rows.
-SSL_INLINE void store_both_ways(__m512i (&rows)[16], bf16* plain, bf16* transposed) {
+// A tile transposed as 4-byte numbers: rows of pairs become pairs of rows, and the other way round.
+SSL_INLINE void store_transposed(bf16* tile, const __m512i (&rows)[16]) {
   Vec<float> square[16];
-  for (int r = 0; r < 16; ++r) {
-    store_row(plain, r, rows[r]);
-    square[r] = (Vec<float>)rows[r];
-  }
+  for (int r = 0; r < 16; ++r) square[r] = (Vec<float>)rows[r];
   transpose<float>(square);
-  for (int r = 0; r < 16; ++r) store_row(transposed, r, (__m512i)square[r]);
+  for (int r = 0; r < 16; ++r) store_row(tile, r, (__m512i)square[r]);
 }
 
 // ----------------------------------------------------------------------------------------------------------- pack
@@ -168,14 +156,15 @@ void pack_pair(const SelfLse<float>& s, const Operands<M>& to, int64_t i0) {
   RowCursor at(s.parts, s.part_count, i0 < s.rows ? i0 : s.rows - 1);
   for (int64_t r = 0; r < 32; ++r) {
     rows[r] = {z_row(s, s.z, 0, i0 + r), nullptr, 1};
-    to.factor[i0 + r] = 1;
-    if (!M::scaled || i0 + r >= s.rows) continue;
-    if (scale_exactly(s.normalize, s.norm[i0 + r], rows[r].power, to.factor[i0 + r]))
-      rows[r].x = static_cast<const typename Format::Element*>(at.part->data) + at.row * at.part->stride;
-    at.next();
+    if constexpr (M::scaled) {
+      to.factor[i0 + r] = 1;
+      if (i0 + r >= s.rows) continue;
+      if (scale_exactly(s.normalize, s.norm[i0 + r], rows[r].power, to.factor[i0 + r]))
+        rows[r].x = static_cast<const typename Format::Element*>(at.part->data) + at.row * at.part->stride;
+      at.next();
+    }
   }
-  constexpr int logit_parts = M::Logits::parts, gradient_parts = M::Gradient::parts;
-  constexpr int parts = logit_parts > gradient_parts ? logit_parts : gradient_parts;
+  constexpr int parts = M::Logits::parts;
   for (int64_t step = 0; step < to.steps; ++step) {
     alignas(64) bf16 split[parts][32][32];
     for (int r = 0; r < 32; ++r) {
@@ -187,24 +176,14 @@ void pack_pair(const SelfLse<float>& s, const Operands<M>& to, int64_t i0) {
         subtract(x[0], x[1], rounded);
       }
     }
-    for (int part = 0; part < logit_parts; ++part)
-      for (int64_t half = 0; half < 2; ++half) {
-        __m512i tile[16];
-        for (int r = 0; r < 16; ++r) tile[r] = _mm512_load_si512(split[part][16 * half + r]);
-        store_both_ways(tile, to.logit_left(part, i0 / 16 + half, step), to.logit_right(part, i0 / 16 + half, step));
-      }
-    if (!s.with_gradient) continue;
-    for (int part = 0; part < gradient_parts; ++part)
+    for (int part = 0; part < parts; ++part)
       for (int64_t half = 0; half < 2; ++half) {
         __m512i tile[16];
         for (int r = 0; r < 16; ++r) {
-          auto row = [&](int k) {
-            return _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(split[part][2 * r + k] + 16 * half)));
-          };
-          tile[r] = _mm512_or_si512(row(0), _mm512_slli_epi32(row(1), 16));
+          tile[r] = _mm512_load_si512(split[part][16 * half + r]);
+          store_row(to.left(part, i0 / 16 + half, step), r, tile[r]);
         }
-        const int64_t slice = 2 * step + half;
-        store_both_ways(tile, to.gradient_right(part, i0 / 32, slice), to.gradient_left(part, slice, i0 / 32));
+        store_transposed(to.right(part, i0 / 16 + half, step), tile);
       }
   }
 }
@@ -219,6 +198,37 @@ inline void pack_tiles(const SelfLse<float>& s, int64_t first_panel, int64_t las
       for (int64_t i = i0; i < i1; i += 32) pack_pair<M, decltype(format)>(s, operands, i);
     });
   });
+}
+
+// An operand of the gradient's products for some rows of Z: 16 columns by 32 rows, the left of Z' G, or 32 rows in
+// pairs by 16 columns, the right of G Z. Laid out when a strip of G comes to it: that is a small part of the strip's
+// work, and for all rows at once it would take as much memory as the operands of the logits.
+struct GradientOperand {
+  bf16* tiles;
+  int64_t pairs, slices;  // 32 rows, 16 columns each
+  bf16* at(int part, int64_t slice, int64_t pair) const {
+    return tiles + ((part * slices + slice) * pairs + pair) * tile_elements;
+  }
+};
+
+template <class M, bool Left> void lay_out(const Operands<M>& z, int64_t i0, const GradientOperand& to) {
+  for (int part = 0; part < M::Gradient::parts; ++part)
+    for (int64_t slice = 0; slice < to.slices; ++slice)
+      for (int64_t pair = 0; pair < to.pairs; ++pair) {
+        __m512i rows[16];
+        for (int r = 0; r < 16; ++r) {
+          const int64_t i = i0 + 32 * pair + 2 * r;
+          const bf16* const from = z.left(part, i / 16, slice / 2) + i % 16 * 32 + slice % 2 * 16;
+          const __m512i even = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)from));
+          const __m512i odd = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(from + 32)));
+          rows[r] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+        }
+        bf16* const tile = to.at(part, slice, pair);
+        if constexpr (Left)
+          store_transposed(tile, rows);
+        else
+          for (int r = 0; r < 16; ++r) store_row(tile, r, rows[r]);
+      }
 }
 
 }  // namespace ssl::SSL_ISA

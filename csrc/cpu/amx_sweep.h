@@ -11,6 +11,8 @@ constexpr int64_t tile_side = 32;  // logits at a time: two by two registers, wh
 // L2 cache of the processors that have AMX.
 constexpr int64_t strip_rows = 256, strip_columns = 512;
 
+SSL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // ------------------------------------------------------------------------------------------------------- products
 // Registers 0 .. 3, a square of two by two tiles, += [a0; a1] [b0, b1]. between() runs after every product.
 template <class Between>
@@ -38,8 +40,8 @@ SSL_INLINE void multiply_rows(const Operands<M>& z, int64_t i, int64_t j, float*
   tiles::zero<2>();
   tiles::zero<3>();
   for (const Term term : M::Logits::terms) {
-    const bf16 *a0 = z.logit_left(term.left, i / 16, 0), *a1 = z.logit_left(term.left, i / 16 + 1, 0);
-    const bf16 *b0 = z.logit_right(term.right, j / 16, 0), *b1 = z.logit_right(term.right, j / 16 + 1, 0);
+    const bf16 *a0 = z.left(term.left, i / 16, 0), *a1 = z.left(term.left, i / 16 + 1, 0);
+    const bf16 *b0 = z.right(term.right, j / 16, 0), *b1 = z.right(term.right, j / 16 + 1, 0);
     for (int64_t k = 0; k < z.steps * tile_elements; k += tile_elements)
       multiply_square(a0 + k, a1 + k, b0 + k, b1 + k, between);
   }
@@ -85,7 +87,8 @@ template <bool Scaled> struct Tile {
   Tile() = default;
   SSL_INLINE Tile(const float* factor, int64_t i, int64_t j, const float* products)
       : i(i), j(j), products(products), factor_i(factor + i) {
-    for (int v = 0; v < 2; ++v) factor_j[v] = load<float>(factor + j + 16 * v);
+    if constexpr (Scaled)
+      for (int v = 0; v < 2; ++v) factor_j[v] = load<float>(factor + j + 16 * v);
   }
   SSL_INLINE Vec<float> factor(int r, int v) const { return splat(factor_i[r]) * factor_j[v]; }
   // z_i . z_j for row r and vector v of the columns
@@ -105,7 +108,7 @@ SSL_INLINE Vec<float> kept(Vec<float> e, const uint32_t* keep, int r, int v) {
 template <bool Scaled>
 __attribute__((noinline)) void mask_tile(const SelfLse<float>& s, const Tile<Scaled>& tile, bool both_sides,
                                          uint32_t (&keep)[tile_side]) {
-  const int64_t end = tile.j + tile_side < s.rows ? tile.j + tile_side : s.rows;
+  const int64_t end = smaller(tile.j + tile_side, s.rows);
   for (int64_t r = 0; r < tile_side; ++r) {
     const int64_t row = tile.i + r;
     keep[r] = 0;
@@ -253,7 +256,7 @@ void forward_block(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0, 
                *const column_sums = row_sums + row_lanes, *const row_tops = column_sums + columns,
                *const column_tops = row_tops + row_lanes;
   memset(row_sums, 0, (row_lanes + columns) * sizeof(float));
-  const int64_t last_row = i1 < s.rows ? i1 : s.rows, last_column = j1 < s.rows ? j1 : s.rows;
+  const int64_t last_row = smaller(i1, s.rows), last_column = smaller(j1, s.rows);
   if (s.running) {
     for (int64_t k = 0; k < row_lanes + columns; ++k) row_tops[k] = masked<float>;
     RunningSums<M::scaled> sums{Logit(s), i0, j0, row_sums, column_sums, row_tops, column_tops, {}};
@@ -361,26 +364,34 @@ void backward_block(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0,
   const tiles::Scope scope;
   const Operands<M> z(s);
   const int64_t slices = 2 * z.steps;
-  bf16* const laid_out = reinterpret_cast<bf16*>(scratch + 2 * tile_side * tile_side);
-  for (int64_t j = j0; j < j1; j += strip_columns)
+  const int64_t most_rows = smaller(i1 - i0, strip_rows), most_columns = smaller(j1 - j0, strip_columns);
+  bf16* const strip_tiles = reinterpret_cast<bf16*>(scratch + 2 * tile_side * tile_side);
+  bf16* const z_i_tiles = strip_tiles + 2 * S::parts * most_rows * most_columns;
+  bf16* const z_j_tiles = z_i_tiles + S::parts * most_rows * 16 * slices;
+  for (int64_t j = j0; j < j1; j += strip_columns) {
+    const int64_t columns = smaller(j1 - j, strip_columns);
+    const GradientOperand z_j{z_j_tiles, columns / 32, slices};
+    lay_out<M, false>(z, j, z_j);
     for (int64_t i = i0; i < i1; i += strip_rows) {
-      const int64_t rows = i1 - i < strip_rows ? i1 - i : strip_rows;
-      const int64_t columns = j1 - j < strip_columns ? j1 - j : strip_columns;
-      const Strip strip{laid_out, laid_out + S::parts * rows * columns, rows, columns};
+      const int64_t rows = smaller(i1 - i, strip_rows);
+      const Strip strip{strip_tiles, strip_tiles + S::parts * rows * columns, rows, columns};
       GradientTiles<M, Running> gradient{s, Logit(s), strip, i, j, {}, {}, {}};
       for_tiles(s, z, i, i + rows, j, j + columns, scratch, gradient);
       add_products<S>(
           rows / 16, slices, columns / 32, panel<float>,
           [&](int part, int64_t r, int64_t k) { return strip.left(part, r, k); },
-          [&](int part, int64_t k, int64_t c) { return z.gradient_right(part, j / 32 + k, c); },
+          [&](int part, int64_t k, int64_t c) { return z_j.at(part, c, k); },
           [&](int64_t r, int64_t c) { return slice_of(s, c, i + 16 * r); });
-      if (i0 != j0)
-        add_products<S>(
-            slices, columns / 16, rows / 32, 16,
-            [&](int part, int64_t r, int64_t k) { return z.gradient_left(part, r, i / 32 + k); },
-            [&](int part, int64_t k, int64_t c) { return strip.right(part, k, c); },
-            [&](int64_t r, int64_t c) { return transposed_gradient(s, z, j / 16 + c) + r * tile_floats; });
+      if (i0 == j0) continue;
+      const GradientOperand z_i{z_i_tiles, rows / 32, slices};
+      lay_out<M, true>(z, i, z_i);
+      add_products<S>(
+          slices, columns / 16, rows / 32, 16,
+          [&](int part, int64_t r, int64_t k) { return z_i.at(part, r, k); },
+          [&](int part, int64_t k, int64_t c) { return strip.right(part, k, c); },
+          [&](int64_t r, int64_t c) { return transposed_gradient(s, z, j / 16 + c) + r * tile_floats; });
     }
+  }
 }
 
 // Adds both gradients of rows [i0, i1), i0 a multiple of 32, as rows in g.
@@ -428,16 +439,16 @@ inline Layout layout_tiles(const SelfLse<float>& s) {
   Layout layout;
   layout.block = 64;
   while (layout.block < 1024 && layout.block * 16 < s.rows) layout.block *= 2;
-  layout.g = s.chunks * s.padded * panel<float>;
-  if (s.with_gradient) layout.g += s.padded * 32 * ((s.width + 31) / 32);
-  const int64_t sums = 2 * 17 * layout.block;
+  const int64_t depth = 32 * steps_of(s);
+  layout.g = s.chunks * s.padded * panel<float> + s.padded * depth;
+  const int64_t sums = 2 * 17 * layout.block;  // and maxima: 16 lanes a row, one a column
+  const int64_t rows = smaller(layout.block, strip_rows), columns = smaller(layout.block, strip_columns);
   with_mode(s, [&](auto mode) {
     using M = decltype(mode);
     layout.zt = Operands<M>::floats(s);
-    const int64_t rows = layout.block < strip_rows ? layout.block : strip_rows;
-    const int64_t columns = layout.block < strip_columns ? layout.block : strip_columns;
-    const int64_t strip = M::Gradient::parts * rows * columns;  // twice, at half a float
-    layout.scratch = 2 * tile_side * tile_side + (s.with_gradient ? strip : sums);
+    // the strip twice, its rows and columns of Z once, at half a float
+    const int64_t strip = M::Gradient::parts * (rows * columns + (rows + columns) * depth / 2);
+    layout.scratch = 2 * tile_side * tile_side + (s.with_gradient && strip > sums ? strip : sums);
   });
   return layout;
 }

@@ -40,7 +40,7 @@ template <class T> struct SelfLse {
   DType dtype;
   Precision precision;
   bool normalize;
-  bool with_gradient;  // the backward pass: pack lays out what it reads too
+  bool with_gradient;  // the backward pass is to come, and wants its memory
   int64_t rows, padded, width, chunks;  // padded: whole panels; chunks: panels along the width
   SameSample same;
   T scale2, scale2_low;  // their sum is the scale: its rounding alone would cost a float 1e-5 where logits reach 200
