@@ -34,6 +34,15 @@ _LIB.define(
     tags=_TAGS,
 )
 
+_LIB.define(
+    "softplus_mean(Tensor[] x, Tensor? scale, float multiplier, SymInt period, str backend)"
+    " -> (Tensor loss, Tensor dscale, Tensor[] dx)",
+    tags=_TAGS,
+)
+
+# Up to so many rows on a CPU, the gradients of softplus_mean are formed with it.
+AT_ONCE = 512
+
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of every result: float64 for float64 inputs, float32 for all others."""
@@ -97,18 +106,22 @@ def softplus_mean(
 ) -> Tensor:
     """``F.softplus(neg - pos).mean()`` over :func:`self_lse` of the rows on the sphere: the loss of one pair of views.
 
-    A backend may have a ``softplus_mean`` of its own, which returns the loss with its gradients, for batches so small
-    that the way there and back costs more than the work. Arguments as :func:`self_lse`.
+    For small batches on a CPU a step is mostly Python, and the loss comes with its gradients: one call instead of two,
+    rows packed once, 60 us less of 180 at 64 rows. Not in float16, whose gradients must be formed after a gradient
+    scaler has scaled the loss, lest they vanish. Arguments as :func:`self_lse`.
     """
-    if _plain(x) and torch.is_grad_enabled():
-        serve = backends.resolve(backend or backends.override(), x[0].device)
-        if hasattr(serve, "softplus_mean") and (scale is not None or any(t.requires_grad for t in x)):
-            _check_self(x, scale, period)
-            with torch.no_grad():
-                found = serve.softplus_mean(x, scale, multiplier, period)
-            if found is not None:
-                return _Known.apply(*found[:2], *found[2], scale, *x)
+    arguments = scale, multiplier, period, backend or backends.override()
+    small = len(x) > 0 and x[0].device.type == "cpu" and sum(t.shape[0] for t in x) <= AT_ONCE
+    small = small and all(t.dtype != torch.float16 for t in x) and torch.is_grad_enabled()
+    if small and (any(t.requires_grad for t in x) or (scale is not None and scale.requires_grad)):
+        if _plain(x):
+            return _AtOnce.apply(True, *arguments, *x)
+        return torch.ops.ssl_kernels.softplus_mean(list(x), *arguments)[0]
     neg, pos, _ = self_lse(x, scale, multiplier, period=period, backend=backend)
+    return _head(neg, pos)
+
+
+def _head(neg: Tensor, pos: Tensor) -> Tensor:
     # log of one over the positive's share: exact where that share rounds to one. Linear above 40.
     return F.softplus(neg - pos, 1.0, 40.0).mean()
 
@@ -180,6 +193,14 @@ def _(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend):
     return [t.new_empty(t.shape) for t in x], dscale
 
 
+@torch.library.register_fake("ssl_kernels::softplus_mean", lib=_LIB)
+def _(x, scale, multiplier, period, backend):
+    _check_self(x, scale, period)
+    loss = x[0].new_empty((), dtype=accumulate_dtype(x[0].dtype))
+    dscale = torch.empty_like(scale) if scale is not None else torch.empty_like(loss)
+    return loss, dscale, [t.new_empty(t.shape) for t in x]
+
+
 # -------------------------------------------------------------------------------------------------- implementation
 def _self_lse(x, scale, multiplier, period, normalize, backend):
     _check_self(x, scale, period)
@@ -189,6 +210,17 @@ def _self_lse(x, scale, multiplier, period, normalize, backend):
 def _self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend):
     serve = backends.resolve(backend, x[0].device)
     return serve.self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top)
+
+
+def _softplus_mean(x, scale, multiplier, period, backend):
+    _check_self(x, scale, period)
+    serve = backends.resolve(backend, x[0].device)
+    if hasattr(serve, "softplus_mean"):
+        return serve.softplus_mean(x, scale, multiplier, period)
+    neg, pos, top = serve.self_lse(x, scale, multiplier, period, True)
+    share = torch.sigmoid(neg - pos) / pos.numel()
+    dx, dscale = serve.self_lse_backward(share.sum(0), -share, x, scale, multiplier, period, True, neg, top)
+    return _head(neg, pos), dscale, dx
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
@@ -233,23 +265,34 @@ def _self_lse_backward_op(rest, dneg, dpos, neg, top, scale, *x):
     return (dscale, *dx)
 
 
-class _Known(torch.autograd.Function):
-    """A scalar whose gradients came with it."""
+class _AtOnce(torch.autograd.Function):
+    """softplus_mean, whose gradients come with it."""
 
     @staticmethod
-    def forward(ctx, value, dscale, *rest):
-        parts = (len(rest) - 1) // 2
-        ctx.save_for_backward(dscale, *rest[:parts])
-        return value
+    def forward(ctx, alone, scale, multiplier, period, backend, *x):
+        if alone:
+            loss, dscale, dx = _softplus_mean(x, scale, multiplier, period, backend)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                loss, dscale, dx = torch.ops.ssl_kernels.softplus_mean(list(x), scale, multiplier, period, backend)
+        ctx.mark_non_differentiable(dscale, *dx)
+        ctx.save_for_backward(dscale, *dx, scale, *x)  # the inputs only so that second derivatives reach them and raise
+        return loss if alone else (loss, dscale, *dx)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, g, *_):
         dscale, *dx = _once(_times, g, *ctx.saved_tensors)
-        return (None, None, *(None for _ in dx), dscale, *dx)
+        return (None, dscale if ctx.needs_input_grad[1] else None, None, None, None, *dx)
 
 
-def _times(g, *gradients):
-    return tuple(None if d is None else g * d for d in gradients)
+def _softplus_mean_autograd(x, scale, multiplier, period, backend):
+    loss, dscale, *dx = _AtOnce.apply(False, scale, multiplier, period, backend, *x)
+    return loss, dscale, dx
+
+
+def _times(g, dscale, *rest):
+    dx = rest[: len(rest) // 2]
+    return (g * dscale, *(g * d for d in dx))
 
 
 def _once(run, *arguments):
@@ -290,13 +333,16 @@ def _widest(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.to(dtype) for t in tensors]
 
 
-def _self_lse_autocast(x, scale, multiplier, period, normalize, backend):
+def _widening(name: str):
     # Autocast may hand over views of different width (a bfloat16 and a float32 branch): widen, never narrow. The
     # reduction itself accumulates in float32 whatever comes in, so there is nothing else for autocast to decide.
-    if all(t.is_floating_point() for t in x):
-        x = _widest(x)
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-        return torch.ops.ssl_kernels.self_lse(x, scale, multiplier, period, normalize, backend)
+    def run(x, *rest):
+        if all(t.is_floating_point() for t in x):
+            x = _widest(x)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return getattr(torch.ops.ssl_kernels, name)(x, *rest)
+
+    return run
 
 
 def _self_lse_backward_autocast(*args):
@@ -305,10 +351,17 @@ def _self_lse_backward_autocast(*args):
         return torch.ops.ssl_kernels.self_lse_backward(*args)
 
 
+_IMPLEMENTATIONS = {
+    "self_lse": _self_lse,
+    "self_lse_backward": _self_lse_backward,
+    "softplus_mean": _softplus_mean,
+}
+for _name, _function in _IMPLEMENTATIONS.items():
+    for _key in ("CPU", "CUDA"):
+        _LIB.impl(_name, _function, _key)
 _LIB.impl("self_lse", _self_lse_autograd, "Autograd")
+_LIB.impl("softplus_mean", _softplus_mean_autograd, "Autograd")
 for _key in ("AutocastCPU", "AutocastCUDA"):
-    _LIB.impl("self_lse", _self_lse_autocast, _key)
+    _LIB.impl("self_lse", _widening("self_lse"), _key)
+    _LIB.impl("softplus_mean", _widening("softplus_mean"), _key)
     _LIB.impl("self_lse_backward", _self_lse_backward_autocast, _key)
-for _key in ("CPU", "CUDA"):
-    _LIB.impl("self_lse", _self_lse, _key)
-    _LIB.impl("self_lse_backward", _self_lse_backward, _key)
