@@ -20,10 +20,10 @@ class Augment(nn.Module):
             import kornia.augmentation as K
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("augmentations need kornia: pip install 'ssl_kernels[train]'") from error
-        side = (image_size, image_size)
+        size = config.view_size or image_size
         steps: list[nn.Module] = []
-        if config.crop[0] < 1:
-            steps.append(K.RandomResizedCrop(side, config.crop, cropping_mode="resample", align_corners=False))
+        if config.crop[0] < 1 or size != image_size:
+            steps.append(K.RandomResizedCrop((size, size), config.crop, cropping_mode="resample", align_corners=False))
         if config.rotate or config.translate or config.shear or config.zoom != (1.0, 1.0):
             shift = (config.translate, config.translate)
             steps.append(K.RandomAffine(config.rotate, shift, config.zoom, config.shear, p=1.0, padding_mode="border"))
@@ -37,7 +37,7 @@ class Augment(nn.Module):
         if config.grey and channels == 3:
             steps.append(K.RandomGrayscale(p=config.grey))
         if config.blur:
-            odd = max(3, image_size // 10 // 2 * 2 + 1)
+            odd = max(3, size // 10 // 2 * 2 + 1)
             steps.append(K.RandomGaussianBlur((odd, odd), (0.1, 2.0), p=config.blur))
         self.steps = nn.Sequential(*steps)
 

@@ -65,6 +65,11 @@ class Config:
     seed: int = 0
     """Of the weights, the order of the images and the augmentations."""
     # ----------------------------------------------------------------------------------------------- augmentations
+    views: int = 2
+    """Augmented views of each image in a step. The paper has 2; more cost more, and learn in fewer epochs."""
+    view_size: int | None = None
+    """Side of the views in pixels; default: that of the images. Smaller views cost less, and since crops enlarge what
+    they show, things look as large in them as in the whole images of the evaluation (Touvron et al. 2019)."""
     crop: tuple[float, float] = (0.2, 1.0)
     """Random resized crop: share of the area that is kept. The paper has 0.08 1.0."""
     flip: float = 0.5
@@ -131,6 +136,10 @@ def check(config: Config) -> None:
             raise ValueError(f"{name}: expected a probability, got {getattr(config, name)}")
     if not 0 < config.crop[0] <= config.crop[1] <= 1:
         raise ValueError(f"crop: expected 0 < smallest <= largest <= 1, got {config.crop}")
+    if config.views < 2:
+        raise ValueError(f"views: expected at least 2, got {config.views}")
+    if config.view_size is not None and config.view_size < 4:
+        raise ValueError(f"view_size: expected at least 4 pixels, got {config.view_size}")
     if config.batch_size % config.accumulate:
         raise ValueError(f"accumulate: expected a divisor of batch_size {config.batch_size}, got {config.accumulate}")
     if config.batch_size // config.accumulate < 2:

@@ -128,7 +128,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part in rows.chunk(config.accumulate):
-            views = self.augment(self.data.train.images[part].to(self.device))
+            views = self.augment(self.data.train.images[part].to(self.device), config.views)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss = self.method.loss(views) / config.accumulate
             loss.backward()

@@ -60,5 +60,10 @@ def test_grey_images_stay_grey_images():
     assert [tuple(v.shape) for v in views] == [(4, 1, 8, 8)] * 2
 
 
+def test_views_can_be_smaller_than_the_images():
+    assert augment(crop=(0.2, 1.0), view_size=8)(one_image_many_times())[0].shape == (16, 3, 8, 8)
+    assert augment(view_size=8)(one_image_many_times())[0].shape == (16, 3, 8, 8)
+
+
 def test_as_many_views_as_asked_for():
     assert len(augment(crop=(0.2, 1.0))(one_image_many_times(2), views=3)) == 3

@@ -132,7 +132,7 @@ def test_accumulated_gradients_are_the_mean_over_the_micro_batches(settings: Cal
     run = Run(SimCLR, SimCLR.Config(**settings(accumulate=2, optimizer="sgd", lr=0.0)))
     rows = torch.arange(32)
     seen = []
-    run.augment = lambda images: [images.float() / 255, images.flip(3).float() / 255]
+    run.augment = lambda images, views=2: [images.float() / 255, images.flip(3).float() / 255]
     loss_of = run.method.loss
 
     def loss(views: list[torch.Tensor]) -> torch.Tensor:
@@ -156,6 +156,12 @@ def test_bfloat16_trains(settings: Callable, tmp_path: Path):
     rows = read_metrics(tmp_path / "run", "train")
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert all(w.dtype != torch.bfloat16 for w in weights(tmp_path / "run").values())
+
+
+def test_four_small_views_train(settings: Callable, tmp_path: Path):
+    train(SimCLR, SimCLR.Config(**settings(views=4, view_size=8, epochs=6)))
+    rows = read_metrics(tmp_path / "run", "train")
+    assert sum(r["loss"] for r in rows[-3:]) < sum(r["loss"] for r in rows[:3])
 
 
 def test_images_without_labels_train_too(settings: Callable, tmp_path: Path, npz: Path):
@@ -209,6 +215,8 @@ def test_a_checkpoint_of_other_settings_data_or_method(settings: Callable, tmp_p
         ({"flip": 2.0}, "flip"),
         ({"crop": (0.9, 0.1)}, "crop"),
         ({"accumulate": 5}, "accumulate"),
+        ({"views": 1}, "views"),
+        ({"view_size": 0}, "view_size"),
         ({"batch_size": 1}, "batch_size"),
         ({"batch_size": 79}, "78 training images"),
         ({"device": "gpu"}, "device"),
