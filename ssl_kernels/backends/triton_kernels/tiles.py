@@ -55,6 +55,7 @@ TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
 # Where one generation wants another tile, because the table's spills there: 8 is everything without Hopper's products
 # of warp groups (9) and Blackwell's tensor memory (10), so sm_120 too.
 EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
+    (8, "forward", HALF, 128): Tile(64, 64, None, None, 3, 4),  # under triton 3.7
     (8, "forward", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
     (10, "forward", HALF, 256): Tile(128, 64, 64, None, 3, 8),
     (10, "forward", SPLIT, 128): Tile(64, 64, 32, None, 3, 4),  # under triton 3.6, and so the next
@@ -69,14 +70,14 @@ def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
     return entry._replace(BLOCK_K=min(entry.BLOCK_K or width, width), BLOCK_D=min(entry.BLOCK_D or width, width))
 
 
-# The kernels that go by rows hold them whole, about 4,096 entries a program (half as many in float64, which takes twice
-# the registers); those that go over one number a row take 4,096.
+# The kernels that go by rows hold them whole, about 4,096 entries a program (half as many where an entry takes twice the
+# registers: float64, and float32 in two pieces); those that go over one number a row take 4,096.
 VECTOR = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": True}
 
 
 def whole_rows(width: int, operands: str) -> dict[str, int | bool]:
     block = 1 << (width - 1).bit_length()
-    entries = 2048 if operands == DOUBLE else 4096
+    entries = 4096 if operands == HALF else 2048
     return {"ROWS": min(32, max(1, entries // block)), "BLOCK_D": block, "num_warps": 4, "enable_fp_fusion": True}
 
 
