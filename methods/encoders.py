@@ -81,9 +81,7 @@ def build_encoder(
     library, _, model = name.partition(":")
     if name == "small":
         # Half the resolution at once where there is enough of it: four times less work in every layer
-        resnet = ResNet(channels, (width, 2 * width, 8 * width), 1, stem_stride=2 if image_size > 16 else 1)
-        # Pooled ReLUs are all positive: uncentred, the cosine of two images is mostly that of the mean with itself
-        backbone = nn.Sequential(resnet, nn.BatchNorm1d(8 * width, affine=False))
+        backbone = ResNet(channels, (width, 2 * width, 8 * width), 1, stem_stride=2 if image_size > 16 else 1)
     elif name == "resnet18-cifar":
         backbone = ResNet(channels, (64, 128, 256, 512), 2, stem_stride=1)
     elif library == "timm" and model:
