@@ -126,7 +126,9 @@ def readme_table(folder: Path) -> str:
 
 
 def _read_all(folder: Path, question: str) -> list[Row]:
-    return [row for path in sorted(folder.glob(f"{question}*.csv")) for row in read_csv(path)]
+    # the shortest name first: the default heap's
+    paths = sorted(folder.glob(f"{question}*.csv"), key=lambda path: (len(path.name), path.name))
+    return [row for path in paths for row in read_csv(path)]
 
 
 def write_readme(folder: Path, readme: Path = ROOT / "README.md") -> None:
