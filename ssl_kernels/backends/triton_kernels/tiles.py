@@ -70,7 +70,7 @@ def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
     return entry._replace(BLOCK_K=min(entry.BLOCK_K or width, width), BLOCK_D=min(entry.BLOCK_D or width, width))
 
 
-# The kernels that go by rows hold them whole, about 4,096 entries a program (half as many where an entry takes twice the
+# The kernels that go by rows hold them whole, about 4,096 entries a program (half as many where an entry takes more
 # registers: float64, and float32 in two pieces); those that go over one number a row take 4,096.
 VECTOR = {"BLOCK": 4096, "num_warps": 8, "enable_fp_fusion": True}
 
