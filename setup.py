@@ -183,7 +183,7 @@ class BuildExtension(build_ext):
         ninja.rule("cxx", [*common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
         ninja.rule("link", [*compiler.command, "$in", *compiler.link, "-o", "$out"])
 
-        sources = [*sorted(ROOT.glob("csrc/cpu/*.cpp")), ROOT / "csrc/bind.cpp"]
+        sources = [*sorted(ROOT.glob("csrc/cpu/*.cpp")), *sorted(ROOT.glob("csrc/*.cpp"))]
         objects = []
         for source in sources:
             isa = source.stem.removeprefix("isa_") if source.stem.startswith("isa_") else ""

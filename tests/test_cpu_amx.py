@@ -22,7 +22,7 @@ import torch
 
 from ssl_kernels import nt_xent_loss, ops, testing
 from ssl_kernels._native import build_info, load
-from ssl_kernels.backends import cpu
+from ssl_kernels.backends.cpu import native
 from ssl_kernels.testing import Case, evaluate, relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +97,7 @@ def emulated(emulated_path) -> ModuleType:
 def engine(request, monkeypatch) -> ModuleType:
     """The backend served by AMX, for the length of a test."""
     module = NATIVE if request.param == "real" else request.getfixturevalue("emulated")
-    monkeypatch.setattr(cpu, "_C", module)
+    monkeypatch.setattr(native, "C", module)
     before = module.isa()
     module.use_isa("amx")
     yield module
@@ -255,12 +255,12 @@ POISONED = [(dtype, 100, 50, temperature) for dtype in (FLOAT32, *HALF) for temp
 
 def test_nothing_reads_memory_that_nothing_wrote(emulated, emulated_path, monkeypatch):
     """Fresh memory full of huge numbers (glibc's MALLOC_PERTURB_) changes no bit."""
-    monkeypatch.setattr(cpu, "_C", emulated)
+    monkeypatch.setattr(native, "C", emulated)
     cases = [Case("nt_xent", "cpu", "cpu", *problem) for problem in POISONED]
     code = (
         "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; import test_cpu_amx as t\n"
-        "t.cpu._C = t.load_from(Path(sys.argv[2]))\n"
+        "t.native.C = t.load_from(Path(sys.argv[2]))\n"
         "print(*(t.digest(t.Case('nt_xent', 'cpu', 'cpu', *problem)) for problem in t.POISONED))"
     )
     command = [sys.executable, "-c", code, str(ROOT / "tests"), str(emulated_path)]
@@ -290,7 +290,7 @@ def test_these_tests_would_notice(sources, emulated_path, monkeypatch):
         return build(sources, "faulty.so")
 
     faulty = load_from(once(sources, "faulty.so", work))
-    monkeypatch.setattr(cpu, "_C", faulty)
+    monkeypatch.setattr(native, "C", faulty)
     x = torch.randn(150, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()  # padded to 192 rows
     wrong = ops.self_lse([x], period=75, backend="cpu")
     right = ops.self_lse([x.double()], period=75, backend="reference")

@@ -1,0 +1,37 @@
+"""The compiled module, and tensors as it takes them: addresses, numbers of rows, strides, codes of dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_kernels._native import load
+
+C: Any
+C, _reason = load()
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_PRECISIONS = {"highest": 0, "high": 1, "medium": 2}
+
+
+def why_not() -> str | None:
+    return _reason
+
+
+def precision() -> int:
+    return _PRECISIONS[torch.get_float32_matmul_precision()]
+
+
+def rows(t: Tensor) -> Tensor:
+    """``[N, D]`` whose columns are contiguous."""
+    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous()
+
+
+def part(t: Tensor, gradient: Tensor | None = None) -> tuple[int, int, int, int]:
+    """Data, gradient, rows, stride."""
+    return t.data_ptr(), 0 if gradient is None else gradient.data_ptr(), t.shape[0], t.stride(0)
+
+
+def factor(scale: Tensor | None, multiplier: float) -> float:
+    return multiplier if scale is None else multiplier * scale.item()

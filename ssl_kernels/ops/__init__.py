@@ -1,0 +1,25 @@
+r"""The waist: reductions over a similarity matrix that is never stored, as differentiable ``torch.library`` ops.
+
+Everything above (losses, methods) speaks to these functions; everything below (backends) implements them. Schemas,
+argument checks, shapes without data (fake), gradients and autocast live here, once, and nowhere else: one file an
+operation, ``checks`` and ``library`` are what they share.
+"""
+
+from ssl_kernels.ops.across import Reduced, cross_lse
+from ssl_kernels.ops.checks import FLOATS, accumulate_dtype, check_alike, check_number, check_rows, check_views
+from ssl_kernels.ops.pairwise import pair_softplus
+from ssl_kernels.ops.within import self_lse, softplus_mean
+
+__all__ = [
+    "FLOATS",
+    "Reduced",
+    "accumulate_dtype",
+    "check_alike",
+    "check_number",
+    "check_rows",
+    "check_views",
+    "cross_lse",
+    "pair_softplus",
+    "self_lse",
+    "softplus_mean",
+]
