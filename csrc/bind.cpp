@@ -1,12 +1,13 @@
 // The Python module.
 #include "bind.h"
-#include "cpu/self_lse.h"
+#include "cpu/isa.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "ssl_kernels: compiled kernels, called through ssl_kernels.backends";
   ssl::bind_within(m);
+  ssl::bind_across(m);
 
   m.def("isas", &ssl::isas, "instruction sets built in and runnable here, best first");
   m.def("isa", &ssl::isa, "the instruction set in use");

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <tuple>
 #include <vector>
-#include "cpu/sweep.h"
+#include "cpu/engine.h"
 
 namespace ssl {
 
@@ -22,6 +22,15 @@ inline std::vector<Part> parts_of(const std::vector<PartTuple>& tuples) {
   return parts;
 }
 
+// dtype, precision, width, normalize, scale, threads
+using NumbersTuple = std::tuple<int, int, int64_t, bool, double, int>;
+
+inline Numbers numbers_of(const NumbersTuple& n) {
+  const auto& [dtype, precision, width, normalize, scale, threads] = n;
+  return {DType(dtype), Precision(precision), width, normalize, scale, threads};
+}
+
 void bind_within(pybind11::module_& m);
+void bind_across(pybind11::module_& m);
 
 }  // namespace ssl

@@ -1,25 +1,18 @@
 // A set of embeddings against itself.
 #include "bind.h"
-#include "cpu/self_lse.h"
+#include "cpu/within.h"
 
 namespace py = pybind11;
 
 namespace ssl {
-namespace {
 
-SelfLseCall call(const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period,
-                 bool normalize, double scale, int threads) {
-  return {parts_of(parts), DType(dtype), Precision(precision), width, period, normalize, scale, threads};
-}
-
-}  // namespace
+using Parts = std::vector<PartTuple>;
 
 void bind_within(py::module_& m) {
   m.def(
       "self_lse",
-      [](const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period, bool normalize,
-         double scale, int threads, Address neg, Address pos, Address top) {
-        const auto c = call(parts, dtype, precision, width, period, normalize, scale, threads);
+      [](const NumbersTuple& numbers, const Parts& parts, int64_t period, Address neg, Address pos, Address top) {
+        const WithinCall c{numbers_of(numbers), parts_of(parts), period};
         py::gil_scoped_release release;
         self_lse_forward(c, pointer<void>(neg), pointer<void>(pos), pointer<void>(top));
       },
@@ -27,9 +20,9 @@ void bind_within(py::module_& m) {
 
   m.def(
       "self_lse_backward",
-      [](const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period, bool normalize,
-         double scale, int threads, Address neg, Address top, Address dneg, Address dpos) {
-        const auto c = call(parts, dtype, precision, width, period, normalize, scale, threads);
+      [](const NumbersTuple& numbers, const Parts& parts, int64_t period, Address neg, Address top, Address dneg,
+         Address dpos) {
+        const WithinCall c{numbers_of(numbers), parts_of(parts), period};
         py::gil_scoped_release release;
         return self_lse_backward(c, pointer<void>(neg), pointer<void>(top), pointer<void>(dneg), pointer<void>(dpos));
       },
@@ -37,9 +30,8 @@ void bind_within(py::module_& m) {
 
   m.def(
       "self_lse_softplus_mean",
-      [](const std::vector<PartTuple>& parts, int dtype, int precision, int64_t width, int64_t period, bool normalize,
-         double scale, int threads) {
-        const auto c = call(parts, dtype, precision, width, period, normalize, scale, threads);
+      [](const NumbersTuple& numbers, const Parts& parts, int64_t period) {
+        const WithinCall c{numbers_of(numbers), parts_of(parts), period};
         py::gil_scoped_release release;
         const auto [loss, dscale] = self_lse_softplus_mean(c);
         return std::pair(loss, dscale);

@@ -43,17 +43,20 @@ template <int LogitTerms, int GradientTerms, bool Scaled> struct Mode {
 
 // An entry of G in one part is off by 2^-9, in two by 2^-17. A sum over many rows keeps little of that; few rows, which
 // take little time anyway, get one split more.
-inline bool many_rows(const SelfLse<float>& s) { return s.rows >= 512; }
+inline int64_t least_entries(const Sweep<float>& s) {
+  return s.rows_alone || s.x->rows > s.y->rows ? s.y->rows : s.x->rows;
+}
+inline bool many_rows(const Sweep<float>& s) { return least_entries(s) >= 512; }
 
 // A sharp softmax comes down to a few entries too, however many rows there are. Measured against float64 from 512 to
 // 4096 rows at temperatures from 0.005 to 0.5: as long as this holds, the gradient in two parts has at most twice the
 // error that float32 matrices have.
-inline bool flat_softmax(const SelfLse<float>& s) {
-  return !s.running && many_rows(s) && 4 * s.scale * s.scale <= float(s.rows);
+inline bool flat_softmax(const Sweep<float>& s) {
+  return !s.running && many_rows(s) && 4 * s.scale * s.scale <= float(least_entries(s));
 }
 
 // float16 keeps 11 bits, so all four products of its two parts are exact, and its gradient wants more than one's 8.
-template <class F> SSL_INLINE void with_mode(const SelfLse<float>& s, F&& f) {
+template <class F> SSL_INLINE void with_mode(const Sweep<float>& s, F&& f) {
   if (s.dtype == DType::bf16) return many_rows(s) ? f(Mode<1, 1, true>{}) : f(Mode<3, 3, true>{});
   if (s.dtype == DType::f16) return f(Mode<4, 3, true>{});
   if (s.precision == Precision::medium) return f(Mode<1, 1, false>{});
@@ -61,28 +64,29 @@ template <class F> SSL_INLINE void with_mode(const SelfLse<float>& s, F&& f) {
   return flat_softmax(s) ? f(Mode<6, 3, false>{}) : f(Mode<6, 6, false>{});
 }
 
-inline int64_t steps_of(const SelfLse<float>& s) { return (s.width + 31) / 32; }
+inline int64_t steps_of(const Sweep<float>& s) { return (s.width + 31) / 32; }
 
-// Where the operands of the logits are, in s.zt. A group is 16 rows, a step 32 columns.
+// Where the operands of the logits of a side are, in its zt. A group is 16 rows, a step 32 columns. Rows are counted
+// from the first packed one.
 template <class M> class Operands {
  public:
-  explicit Operands(const SelfLse<float>& s)
-      : steps(steps_of(s)), factor(s.zt), size_(s.padded * steps * 32),
-        left_(reinterpret_cast<bf16*>(factor + factors(s))), right_(left_ + M::Logits::parts * size_) {}
+  Operands(const Sweep<float>& s, const Side<float>& side)
+      : steps(steps_of(s)), first(side.first), factor(side.zt), size_(side.padded * steps * 32),
+        left_(reinterpret_cast<bf16*>(factor + factors(side))), right_(left_ + M::Logits::parts * size_) {}
 
-  static int64_t floats(const SelfLse<float>& s) {
-    return factors(s) + M::Logits::parts * s.padded * steps_of(s) * 32;  // each part twice, at half a float
+  static int64_t floats(const Sweep<float>& s, const Side<float>& side) {
+    return factors(side) + M::Logits::parts * side.padded * steps_of(s) * 32;  // each part twice, at half a float
   }
 
   // 16 rows by 32 columns; and transposed, 32 columns in pairs by 16 rows.
   bf16* left(int part, int64_t group, int64_t step) const { return left_ + at(part, group, step); }
   bf16* right(int part, int64_t group, int64_t step) const { return right_ + at(part, group, step); }
 
-  const int64_t steps;
-  float* const factor;  // [padded]: z_i . z_j = factor_i factor_j (product of the operands); where M::scaled
+  const int64_t steps, first;
+  float* const factor;  // [padded]: x_i . y_j = factor_i factor_j (product of the operands); where M::scaled
 
  private:
-  static int64_t factors(const SelfLse<float>& s) { return M::scaled ? s.padded : 0; }
+  static int64_t factors(const Side<float>& side) { return M::scaled ? side.padded : 0; }
   int64_t at(int part, int64_t group, int64_t step) const {
     return part * size_ + (group * steps + step) * tile_elements;
   }
@@ -151,15 +155,16 @@ SSL_INLINE bool scale_exactly(bool normalize, float norm, float& power, float& f
 }
 
 template <class M, class Format>
-void pack_pair(const SelfLse<float>& s, const Operands<M>& to, int64_t i0) {
+void pack_pair(const Sweep<float>& s, const Side<float>& side, const Operands<M>& to, int64_t i0) {
   OperandRow<Format> rows[32];
-  RowCursor at(s.parts, s.part_count, i0 < s.rows ? i0 : s.rows - 1);
+  const int64_t at0 = i0 - side.first;
+  RowCursor at(side.parts, side.part_count, i0 < side.rows ? i0 : side.rows - 1);
   for (int64_t r = 0; r < 32; ++r) {
-    rows[r] = {z_row(s, s.z, 0, i0 + r), nullptr, 1};
+    rows[r] = {z_row(side, side.z, 0, i0 + r), nullptr, 1};
     if constexpr (M::scaled) {
-      to.factor[i0 + r] = 1;
-      if (i0 + r >= s.rows) continue;
-      if (scale_exactly(s.normalize, s.norm[i0 + r], rows[r].power, to.factor[i0 + r]))
+      to.factor[at0 + r] = 1;
+      if (i0 + r >= side.rows) continue;
+      if (scale_exactly(s.normalize, side.norm[at0 + r], rows[r].power, to.factor[at0 + r]))
         rows[r].x = static_cast<const typename Format::Element*>(at.part->data) + at.row * at.part->stride;
       at.next();
     }
@@ -169,7 +174,7 @@ void pack_pair(const SelfLse<float>& s, const Operands<M>& to, int64_t i0) {
     alignas(64) bf16 split[parts][32][32];
     for (int r = 0; r < 32; ++r) {
       Vec<float> x[2];
-      rows[r].read(step * 32, s.width, s.padded * panel<float>, x);
+      rows[r].read(step * 32, s.width, side.padded * panel<float>, x);
       for (int part = 0; part < parts; ++part) {
         const __m512i rounded = to_bf16(x[0], x[1]);
         store_row(split[part][0], r, rounded);
@@ -181,21 +186,21 @@ void pack_pair(const SelfLse<float>& s, const Operands<M>& to, int64_t i0) {
         __m512i tile[16];
         for (int r = 0; r < 16; ++r) {
           tile[r] = _mm512_load_si512(split[part][16 * half + r]);
-          store_row(to.left(part, i0 / 16 + half, step), r, tile[r]);
+          store_row(to.left(part, at0 / 16 + half, step), r, tile[r]);
         }
-        store_transposed(to.right(part, i0 / 16 + half, step), tile);
+        store_transposed(to.right(part, at0 / 16 + half, step), tile);
       }
   }
 }
 
-inline void pack_tiles(const SelfLse<float>& s, int64_t first_panel, int64_t last_panel) {
-  const int64_t i0 = first_panel * panel<float>, i1 = last_panel * panel<float>;
-  read_rows<float>(s, i0, i1);
+inline void pack_tiles(const Sweep<float>& s, const Side<float>& side, int64_t first_panel, int64_t last_panel) {
+  const int64_t i0 = side.first + first_panel * panel<float>, i1 = side.first + last_panel * panel<float>;
+  read_rows<float>(s, side, i0, i1);
   with_mode(s, [&](auto mode) {
     using M = decltype(mode);
-    const Operands<M> operands(s);
+    const Operands<M> operands(s, side);
     with_dtype<float>(s.dtype, [&](auto format) {
-      for (int64_t i = i0; i < i1; i += 32) pack_pair<M, decltype(format)>(s, operands, i);
+      for (int64_t i = i0; i < i1; i += 32) pack_pair<M, decltype(format)>(s, side, operands, i);
     });
   });
 }
@@ -217,7 +222,7 @@ template <class M, bool Left> void lay_out(const Operands<M>& z, int64_t i0, con
       for (int64_t pair = 0; pair < to.pairs; ++pair) {
         __m512i rows[16];
         for (int r = 0; r < 16; ++r) {
-          const int64_t i = i0 + 32 * pair + 2 * r;
+          const int64_t i = i0 - z.first + 32 * pair + 2 * r;
           const bf16* const from = z.left(part, i / 16, slice / 2) + i % 16 * 32 + slice % 2 * 16;
           const __m512i even = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)from));
           const __m512i odd = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(from + 32)));

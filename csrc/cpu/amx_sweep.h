@@ -3,6 +3,7 @@
 #pragma once
 #include "amx_pack.h"
 #include "results.h"
+#include "tiles.h"
 
 namespace ssl::SSL_ISA {
 
@@ -34,15 +35,18 @@ SSL_INLINE void multiply_square(const bf16* a0, const bf16* a1, const bf16* b0, 
 
 // products[32][32] of the operands' rows i .. and j ..
 template <class M, class Between>
-SSL_INLINE void multiply_rows(const Operands<M>& z, int64_t i, int64_t j, float* products, Between&& between) {
+SSL_INLINE void multiply_rows(const Operands<M>& x, const Operands<M>& y, int64_t i, int64_t j, float* products,
+                              Between&& between) {
+  i = (i - x.first) / 16;
+  j = (j - y.first) / 16;
   tiles::zero<0>();
   tiles::zero<1>();
   tiles::zero<2>();
   tiles::zero<3>();
   for (const Term term : M::Logits::terms) {
-    const bf16 *a0 = z.left(term.left, i / 16, 0), *a1 = z.left(term.left, i / 16 + 1, 0);
-    const bf16 *b0 = z.right(term.right, j / 16, 0), *b1 = z.right(term.right, j / 16 + 1, 0);
-    for (int64_t k = 0; k < z.steps * tile_elements; k += tile_elements)
+    const bf16 *a0 = x.left(term.left, i, 0), *a1 = x.left(term.left, i + 1, 0);
+    const bf16 *b0 = y.right(term.right, j, 0), *b1 = y.right(term.right, j + 1, 0);
+    for (int64_t k = 0; k < x.steps * tile_elements; k += tile_elements)
       multiply_square(a0 + k, a1 + k, b0 + k, b1 + k, between);
   }
   constexpr int64_t stride = tile_side * sizeof(float);
@@ -85,13 +89,14 @@ template <bool Scaled> struct Tile {
   Vec<float> factor_j[2];
 
   Tile() = default;
-  SSL_INLINE Tile(const float* factor, int64_t i, int64_t j, const float* products)
-      : i(i), j(j), products(products), factor_i(factor + i) {
+  template <class M>
+  SSL_INLINE Tile(const Operands<M>& x, const Operands<M>& y, int64_t i, int64_t j, const float* products)
+      : i(i), j(j), products(products), factor_i(x.factor + i - x.first) {
     if constexpr (Scaled)
-      for (int v = 0; v < 2; ++v) factor_j[v] = load<float>(factor + j + 16 * v);
+      for (int v = 0; v < 2; ++v) factor_j[v] = load<float>(y.factor + j - y.first + 16 * v);
   }
   SSL_INLINE Vec<float> factor(int r, int v) const { return splat(factor_i[r]) * factor_j[v]; }
-  // z_i . z_j for row r and vector v of the columns
+  // x_i . y_j for row r and vector v of the columns
   SSL_INLINE Vec<float> product(int r, int v) const {
     const Vec<float> p = load<float>(products + r * tile_side + 16 * v);
     if constexpr (Scaled) return p * factor(r, v);
@@ -106,18 +111,19 @@ SSL_INLINE Vec<float> kept(Vec<float> e, const uint32_t* keep, int r, int v) {
 
 // Which entries of a tile are left out, and the positives' products on the way.
 template <bool Scaled>
-__attribute__((noinline)) void mask_tile(const SelfLse<float>& s, const Tile<Scaled>& tile, bool both_sides,
+__attribute__((noinline)) void mask_tile(const Sweep<float>& s, const Tile<Scaled>& tile, bool both_sides,
                                          uint32_t (&keep)[tile_side]) {
-  const int64_t end = smaller(tile.j + tile_side, s.rows);
+  const int64_t end = smaller(tile.j + tile_side, s.y->rows);
   for (int64_t r = 0; r < tile_side; ++r) {
     const int64_t row = tile.i + r;
     keep[r] = 0;
-    if (row >= s.rows || end <= tile.j) continue;
+    if (row >= s.x->rows || end <= tile.j) continue;
     keep[r] = ~uint32_t(0) >> (tile_side - (end - tile.j));
-    for (int64_t column = s.same.first(row, tile.j); column < end; column += s.same.period) {
+    for (int64_t column = s.rule.first(row, tile.j); column < end; column += s.rule.period) {
       const int64_t c = column - tile.j;
       keep[r] &= ~(uint32_t(1) << c);
-      if (s.pos && column != row) set_positive(s, row, column, tile.product(int(r), int(c / 16))[c % 16], both_sides);
+      if (s.pos && !(s.self() && column == row))
+        set_positive(s, row, column, tile.product(int(r), int(c / 16))[c % 16], both_sides);
     }
   }
 }
@@ -126,10 +132,10 @@ __attribute__((noinline)) void mask_tile(const SelfLse<float>& s, const Tile<Sca
 // taken between the products of the next tile. Tiles with entries to leave out are few; they are done at once instead,
 // so that the steps in between need not ask.
 template <class M, class Epilogue>
-SSL_INLINE void for_tiles(const SelfLse<float>& s, const Operands<M>& z, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
-                          float* buffers, Epilogue& epilogue) {
+SSL_INLINE void for_tiles(const Sweep<float>& s, const Operands<M>& x, const Operands<M>& y, int64_t i0, int64_t i1,
+                          int64_t j0, int64_t j1, float* buffers, Epilogue& epilogue) {
   constexpr int steps = Epilogue::steps;
-  const int products = int(4 * M::logit_products * z.steps), steps_each = (steps + products - 1) / products;
+  const int products = int(4 * M::logit_products * x.steps), steps_each = (steps + products - 1) / products;
   float *current = buffers, *previous = buffers + tile_side * tile_side;  // the tile in work, and the one before it
   int step = steps;
   bool open = false;
@@ -138,12 +144,13 @@ SSL_INLINE void for_tiles(const SelfLse<float>& s, const Operands<M>& z, int64_t
   };
   for (int64_t j = j0; j < j1; j += tile_side)
     for (int64_t i = i0; i < i1; i += tile_side) {
-      multiply_rows(z, i, j, current, [&]() __attribute__((always_inline)) { advance(step + steps_each); });
+      multiply_rows(x, y, i, j, current, [&]() __attribute__((always_inline)) { advance(step + steps_each); });
       advance(steps);
       if (open) epilogue.end(nullptr);
-      const Tile<M::scaled> tile(z.factor, i, j, current);
+      const Tile<M::scaled> tile(x, y, i, j, current);
       epilogue.begin(tile);
-      open = !(i + tile_side > s.rows || j + tile_side > s.rows || s.same.touches(i, i + tile_side, j, j + tile_side));
+      open = !(i + tile_side > s.x->rows || j + tile_side > s.y->rows ||
+               s.rule.touches(i, i + tile_side, j, j + tile_side));
       step = 0;
       if (__builtin_expect(!open, 0)) {
         uint32_t keep[tile_side];
@@ -158,10 +165,10 @@ SSL_INLINE void for_tiles(const SelfLse<float>& s, const Operands<M>& z, int64_t
 }
 
 // --------------------------------------------------------------------------------------------------------- forward
-// 2^(t - ...) from the products, in the order of operations of self_lse_tiles.h, for the same reasons.
+// 2^(t - ...) from the products, in the order of operations of tiles.h, for the same reasons.
 struct Logit {
   Vec<float> scale, scale_low, shift;
-  explicit Logit(const SelfLse<float>& s)
+  explicit Logit(const Sweep<float>& s)
       : scale(splat(s.scale2)), scale_low(splat(s.scale2_low)), shift(splat(s.shift)) {}
   SSL_INLINE Vec<float> rounded(Vec<float> product) const { return product * scale; }
   SSL_INLINE Vec<float> exp2_shifted(Vec<float> product) const {
@@ -209,12 +216,13 @@ template <bool Scaled> struct RunningSums {
   const Logit logit;
   const int64_t i0, j0;
   float *const row_sums, *const column_sums, *const row_tops, *const column_tops;
+  const bool columns_too;
   Tile<Scaled> tile;
 
   SSL_INLINE void begin(const Tile<Scaled>& next) { tile = next; }
   SSL_INLINE void step(int, const uint32_t*) {}
   SSL_INLINE void end(const uint32_t* keep) {
-    for (int v = 0; v < 2; ++v) {
+    for (int v = 0; v < 2 && columns_too; ++v) {
       const int64_t at = tile.j - j0 + 16 * v;
       add(column_sums + at, column_tops + at, tile_side, keep, [&](int k) { return std::pair(k, v); });
     }
@@ -247,30 +255,31 @@ template <bool Scaled> struct RunningSums {
 };
 
 template <class M>
-void forward_block(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
+void forward_block(const Sweep<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
   const FlushDenormals flush;
   const tiles::Scope scope;
-  const Operands<M> operands(s);
+  const Operands<M> x(s, *s.x), y(s, *s.y);
+  const bool columns_too = columns_count(s, i0, j0);
   const int64_t row_lanes = (i1 - i0) * 16, columns = j1 - j0;
   float *const buffers = scratch, *const row_sums = buffers + 2 * tile_side * tile_side,
                *const column_sums = row_sums + row_lanes, *const row_tops = column_sums + columns,
                *const column_tops = row_tops + row_lanes;
   memset(row_sums, 0, (row_lanes + columns) * sizeof(float));
-  const int64_t last_row = smaller(i1, s.rows), last_column = smaller(j1, s.rows);
+  const int64_t last_row = smaller(i1, s.x->rows), last_column = smaller(j1, s.y->rows);
   if (s.running) {
     for (int64_t k = 0; k < row_lanes + columns; ++k) row_tops[k] = masked<float>;
-    RunningSums<M::scaled> sums{Logit(s), i0, j0, row_sums, column_sums, row_tops, column_tops, {}};
-    for_tiles(s, operands, i0, i1, j0, j1, buffers, sums);
+    RunningSums<M::scaled> sums{Logit(s), i0, j0, row_sums, column_sums, row_tops, column_tops, columns_too, {}};
+    for_tiles(s, x, y, i0, i1, j0, j1, buffers, sums);
     for (int64_t i = i0; i < last_row; ++i)
-      for (int64_t k = (i - i0) * 16; k < (i - i0 + 1) * 16; ++k) merge(s, i, row_tops[k], row_sums[k]);
-    if (i0 != j0)
-      for (int64_t j = j0; j < last_column; ++j) merge(s, j, column_tops[j - j0], column_sums[j - j0]);
+      for (int64_t k = (i - i0) * 16; k < (i - i0 + 1) * 16; ++k) merge(*s.x, i, row_tops[k], row_sums[k]);
+    if (columns_too)
+      for (int64_t j = j0; j < last_column; ++j) merge(*s.y, j, column_tops[j - j0], column_sums[j - j0]);
   } else {
     FixedSums<M::scaled> sums{Logit(s), i0, j0, row_sums, column_sums, {}, {}};
-    for_tiles(s, operands, i0, i1, j0, j1, buffers, sums);
-    for (int64_t i = i0; i < last_row; ++i) s.sum[i] += sum_lanes<float>(load<float>(row_sums + (i - i0) * 16));
-    if (i0 != j0)
-      for (int64_t j = j0; j < last_column; ++j) s.sum[j] += column_sums[j - j0];
+    for_tiles(s, x, y, i0, i1, j0, j1, buffers, sums);
+    for (int64_t i = i0; i < last_row; ++i) s.x->sum[i] += sum_lanes<float>(load<float>(row_sums + (i - i0) * 16));
+    if (columns_too)
+      for (int64_t j = j0; j < last_column; ++j) s.y->sum[j] += column_sums[j - j0];
   }
 }
 
@@ -292,34 +301,47 @@ struct Strip {
 constexpr int64_t unpacked(int64_t tile, int64_t k) { return k / 4 * 8 + tile * 4 + k % 4; }
 
 // G_ij, times what the scaled operands lack, split and laid out for the gradient's products.
-template <class M, bool Running> struct GradientTiles {
+template <class M, Entry E> struct GradientTiles {
   static constexpr int steps = tile_side / 2;  // two rows each
   static constexpr int parts = M::Gradient::parts;
-  const SelfLse<float>& s;
+  const Sweep<float>& s;
   const Logit logit;
   const Strip strip;
   const int64_t i0, j0;
+  float* const sums;  // [rows][2][16]: of a row's entries and of their slopes
   Tile<M::scaled> tile;
   Vec<float> weight_j[2], neg2_j[2];
 
   SSL_INLINE void begin(const Tile<M::scaled>& next) {
     tile = next;
     for (int v = 0; v < 2; ++v) {
-      weight_j[v] = load<float>(s.weight + tile.j + 16 * v);
-      if constexpr (Running) neg2_j[v] = load<float>(s.neg2 + tile.j + 16 * v);
+      if constexpr (E == Entry::fixed || E == Entry::running) weight_j[v] = load<float>(s.y->weight + tile.j + 16 * v);
+      if constexpr (E == Entry::running) neg2_j[v] = load<float>(s.y->neg2 + tile.j + 16 * v);
     }
   }
 
   SSL_INLINE Vec<float> entry(int r, int v, const uint32_t* keep) const {
-    const Vec<float> product = tile.product(r, v), weight_i = splat(s.weight[tile.i + r]);
+    const Vec<float> product = tile.product(r, v);
+    const int64_t i = tile.i + r;
+    float* const row_sums = sums + (i - i0) * 32;
     Vec<float> g;
-    if constexpr (Running) {
-      const Vec<float> neg2_i = splat(s.neg2[tile.i + r]);
-      g = logit.exp2_less(product, neg2_i) * weight_i + logit.exp2_less(product, neg2_j[v]) * weight_j[v];
+    if constexpr (E == Entry::fixed) {
+      g = logit.exp2_shifted(product) * (splat(s.x->weight[i]) + weight_j[v]);
+    } else if constexpr (E == Entry::running) {
+      g = logit.exp2_less(product, splat(s.x->neg2[i])) * splat(s.x->weight[i]) +
+          logit.exp2_less(product, neg2_j[v]) * weight_j[v];
+    } else if constexpr (E == Entry::rows) {
+      g = logit.exp2_less(product, splat(s.x->neg2[i])) * splat(s.x->weight[i]);
+    } else if constexpr (E == Entry::attend) {
+      g = kept(logit.exp2_shifted(product), keep, r, v);
+      store<float>(row_sums, load<float>(row_sums) + g);
     } else {
-      g = logit.exp2_shifted(product) * (weight_i + weight_j[v]);
+      const auto [value, share] = softplus_of<float>(product * logit.scale + (product * logit.scale_low + splat(s.bias2)));
+      g = kept(share, keep, r, v);
+      store<float>(row_sums, load<float>(row_sums) + kept(value, keep, r, v));
+      store<float>(row_sums + 16, load<float>(row_sums + 16) + g);
     }
-    if constexpr (M::scaled) g *= tile.factor(r, v);
+    if constexpr (M::scaled) g *= s.y->g ? tile.factor(r, v) : tile.factor_j[v];
     return kept(g, keep, r, v);
   }
 
@@ -346,111 +368,133 @@ template <class M, bool Running> struct GradientTiles {
 };
 
 // Columns 16 slice .. of row i of g.
-SSL_INLINE float* slice_of(const SelfLse<float>& s, int64_t slice, int64_t i) {
-  return z_row(s, s.g, 16 * slice / panel<float>, i) + 16 * slice % panel<float>;
+SSL_INLINE float* slice_of(const Side<float>& side, int64_t slice, int64_t i) {
+  return z_row(side, side.g, 16 * slice / panel<float>, i) + 16 * slice % panel<float>;
 }
 
-// Behind g: what its blocks got as columns, G' Z transposed, in tiles [padded / 16][width / 16][16][16] whose rows are
-// columns of Z and whose columns are 16 of 32 rows, in the order of `unpacked`.
-template <class M> SSL_INLINE float* transposed_gradient(const SelfLse<float>& s, const Operands<M>& z, int64_t group) {
-  return s.g + s.chunks * s.padded * panel<float> + group * 2 * z.steps * tile_floats;
+// Behind g: what a side's blocks got as columns, G' X transposed, in tiles [padded / 16][width / 16][16][16] whose rows
+// are columns of X and whose columns are 16 of 32 rows, in the order of `unpacked`.
+SSL_INLINE float* transposed_gradient(const Sweep<float>& s, const Side<float>& side, int64_t group) {
+  return side.g + s.chunks * side.padded * panel<float> + group * 2 * steps_of(s) * tile_floats;
 }
 
-// dZ_I += G Z_J and dZ_J' += Z_I' G, a strip of G at a time
-template <class M, bool Running>
-void backward_block(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
+// dX_I += G Y_J and dY_J' += X_I' G, a strip of G at a time
+template <class M, Entry E>
+void gradient_block(const Sweep<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
   using S = typename M::Gradient;
+  constexpr bool sums_too = E == Entry::attend || E == Entry::softplus;
   const FlushDenormals flush;
   const tiles::Scope scope;
-  const Operands<M> z(s);
-  const int64_t slices = 2 * z.steps;
+  const Operands<M> x(s, *s.x), y(s, *s.y);
+  const bool y_too = s.y->g && !(s.self() && i0 == j0);
+  const int64_t slices = 2 * x.steps;
   const int64_t most_rows = smaller(i1 - i0, strip_rows), most_columns = smaller(j1 - j0, strip_columns);
-  bf16* const strip_tiles = reinterpret_cast<bf16*>(scratch + 2 * tile_side * tile_side);
-  bf16* const z_i_tiles = strip_tiles + 2 * S::parts * most_rows * most_columns;
-  bf16* const z_j_tiles = z_i_tiles + S::parts * most_rows * 16 * slices;
+  float* const sums = scratch + 2 * tile_side * tile_side;
+  bf16* const strip_tiles = reinterpret_cast<bf16*>(sums + 32 * strip_rows);
+  bf16* const x_tiles = strip_tiles + 2 * S::parts * most_rows * most_columns;
+  bf16* const y_tiles = x_tiles + S::parts * most_rows * 16 * slices;
   for (int64_t j = j0; j < j1; j += strip_columns) {
     const int64_t columns = smaller(j1 - j, strip_columns);
-    const GradientOperand z_j{z_j_tiles, columns / 32, slices};
-    lay_out<M, false>(z, j, z_j);
+    const GradientOperand y_j{y_tiles, columns / 32, slices};
+    if (s.x->g) lay_out<M, false>(y, j, y_j);
     for (int64_t i = i0; i < i1; i += strip_rows) {
       const int64_t rows = smaller(i1 - i, strip_rows);
       const Strip strip{strip_tiles, strip_tiles + S::parts * rows * columns, rows, columns};
-      GradientTiles<M, Running> gradient{s, Logit(s), strip, i, j, {}, {}, {}};
-      for_tiles(s, z, i, i + rows, j, j + columns, scratch, gradient);
-      add_products<S>(
-          rows / 16, slices, columns / 32, panel<float>,
-          [&](int part, int64_t r, int64_t k) { return strip.left(part, r, k); },
-          [&](int part, int64_t k, int64_t c) { return z_j.at(part, c, k); },
-          [&](int64_t r, int64_t c) { return slice_of(s, c, i + 16 * r); });
-      if (i0 == j0) continue;
-      const GradientOperand z_i{z_i_tiles, rows / 32, slices};
-      lay_out<M, true>(z, i, z_i);
+      if constexpr (sums_too) memset(sums, 0, 32 * rows * sizeof(float));
+      GradientTiles<M, E> gradient{s, Logit(s), strip, i, j, sums, {}, {}, {}};
+      for_tiles(s, x, y, i, i + rows, j, j + columns, scratch, gradient);
+      if constexpr (sums_too)
+        for (int64_t r = 0; r < rows && i + r < s.x->rows; ++r) {
+          s.x->sum[i + r] += sum_lanes<float>(load<float>(sums + 32 * r));
+          if constexpr (E == Entry::softplus) s.slope[i + r] += sum_lanes<float>(load<float>(sums + 32 * r + 16));
+        }
+      if (s.x->g)
+        add_products<S>(
+            rows / 16, slices, columns / 32, panel<float>,
+            [&](int part, int64_t r, int64_t k) { return strip.left(part, r, k); },
+            [&](int part, int64_t k, int64_t c) { return y_j.at(part, c, k); },
+            [&](int64_t r, int64_t c) { return slice_of(*s.x, c, i + 16 * r); });
+      if (!y_too) continue;
+      const GradientOperand x_i{x_tiles, rows / 32, slices};
+      lay_out<M, true>(x, i, x_i);
       add_products<S>(
           slices, columns / 16, rows / 32, 16,
-          [&](int part, int64_t r, int64_t k) { return z_i.at(part, r, k); },
+          [&](int part, int64_t r, int64_t k) { return x_i.at(part, r, k); },
           [&](int part, int64_t k, int64_t c) { return strip.right(part, k, c); },
-          [&](int64_t r, int64_t c) { return transposed_gradient(s, z, j / 16 + c) + r * tile_floats; });
+          [&](int64_t r, int64_t c) { return transposed_gradient(s, *s.y, j / 16 + c) + r * tile_floats; });
     }
   }
 }
 
-// Adds both gradients of rows [i0, i1), i0 a multiple of 32, as rows in g.
-template <class M> void add_transposed(const SelfLse<float>& s, int64_t i0, int64_t i1) {
-  const Operands<M> z(s);
+// Adds both gradients of rows [i0, i1) of a side, i0 a multiple of 32, as rows in g.
+template <class M> void add_transposed(const Sweep<float>& s, const Side<float>& side, int64_t i0, int64_t i1) {
+  const Operands<M> z(s, side);
   for (int64_t i = i0; i < i1; i += 32)
     for (int64_t tile = 0; tile < 2; ++tile)
       for (int64_t slice = 0; slice < 2 * z.steps; ++slice) {
-        const float* const from = transposed_gradient(s, z, i / 16 + tile) + slice * tile_floats;
+        const float* const from = transposed_gradient(s, side, i / 16 + tile) + slice * tile_floats;
         Vec<float> square[16];
         for (int r = 0; r < 16; ++r) square[r] = load<float>(from + 16 * r);
         transpose<float>(square);
         for (int r = 0; r < 16; ++r) {
           const int64_t row = i + unpacked(tile, r);
-          float* const g = slice_of(s, slice, row);
+          float* const g = slice_of(side, slice, row);
           Vec<float> sum = load<float>(g) + square[r];
-          if constexpr (M::scaled) sum /= splat(z.factor[row]);  // G had it for the columns' sake
+          if constexpr (M::scaled)
+            if (s.y->g) sum /= splat(z.factor[row]);  // G had it for the other side's sake
           store<float>(g, sum);
         }
       }
 }
 
 // ---------------------------------------------------------------------------------------------------------- kernels
-inline void forward_tiles(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
+inline void forward_tiles(const Sweep<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
   with_mode(s, [&](auto mode) { forward_block<decltype(mode)>(s, i0, i1, j0, j1, scratch); });
 }
 
-inline void backward_tiles(const SelfLse<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
-  with_mode(s, [&](auto mode) {
-    if (s.running)
-      backward_block<decltype(mode), true>(s, i0, i1, j0, j1, scratch);
-    else
-      backward_block<decltype(mode), false>(s, i0, i1, j0, j1, scratch);
-  });
+template <Entry E>
+void gradient_tiles(const Sweep<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
+  with_mode(s, [&](auto mode) { gradient_block<decltype(mode), E>(s, i0, i1, j0, j1, scratch); });
 }
 
-inline double finish_tiles(const SelfLse<float>& s, int64_t i0, int64_t i1) {
-  with_mode(s, [&](auto mode) { add_transposed<decltype(mode)>(s, i0, i1); });
-  return finish<float>(s, i0, i1);
+inline void backward_tiles(const Sweep<float>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, float* scratch) {
+  if (!s.running)
+    gradient_tiles<Entry::fixed>(s, i0, i1, j0, j1, scratch);
+  else if (s.y->weight)
+    gradient_tiles<Entry::running>(s, i0, i1, j0, j1, scratch);
+  else
+    gradient_tiles<Entry::rows>(s, i0, i1, j0, j1, scratch);
+}
+
+inline double finish_tiles(const Sweep<float>& s, const Side<float>& side, int64_t i0, int64_t i1) {
+  with_mode(s, [&](auto mode) { add_transposed<decltype(mode)>(s, side, i0, i1); });
+  return finish<float>(s, side, i0, i1);
 }
 
 // Blocks are twice as long as those of the vector units before they stop growing: a pair's operands come from the L3
 // cache, and the products are that much faster.
-inline Layout layout_tiles(const SelfLse<float>& s) {
-  Layout layout;
-  layout.block = 64;
-  while (layout.block < 1024 && layout.block * 16 < s.rows) layout.block *= 2;
-  const int64_t depth = 32 * steps_of(s);
-  layout.g = s.chunks * s.padded * panel<float> + s.padded * depth;
-  const int64_t sums = 2 * 17 * layout.block;  // and maxima: 16 lanes a row, one a column
-  const int64_t rows = smaller(layout.block, strip_rows), columns = smaller(layout.block, strip_columns);
+inline int64_t block_of_tiles(const Side<float>& side) {
+  int64_t block = 64;
+  while (block < 1024 && block * 16 < side.rows) block *= 2;
+  return block;
+}
+
+inline Layout layout_tiles(const Sweep<float>& s) {
+  const int64_t block_x = block_of_tiles(*s.x), block_y = block_of_tiles(*s.y), depth = 32 * steps_of(s);
+  const int64_t sums = 2 * (16 * block_x + block_y);  // and maxima: 16 lanes a row, one a column
+  const int64_t rows = smaller(block_x, strip_rows), columns = smaller(block_y, strip_columns);
+  int64_t strip = 0;
   with_mode(s, [&](auto mode) {
-    using M = decltype(mode);
-    layout.zt = Operands<M>::floats(s);
-    // the strip twice, its rows and columns of Z once, at half a float
-    const int64_t strip = M::Gradient::parts * (rows * columns + (rows + columns) * depth / 2);
-    layout.scratch = 2 * tile_side * tile_side + (s.with_gradient && strip > sums ? strip : sums);
+    // the strip twice, the rows and columns beside it once, at half a float
+    strip = 32 * strip_rows + decltype(mode)::Gradient::parts * (rows * columns + (rows + columns) * depth / 2);
   });
-  return layout;
+  return {block_x, block_y, 2 * tile_side * tile_side + (s.gradient && strip > sums ? strip : sums)};
+}
+
+inline Memory memory_of_tiles(const Sweep<float>& s, const Side<float>& side) {
+  int64_t operands = 0;
+  with_mode(s, [&](auto mode) { operands = Operands<decltype(mode)>::floats(s, side); });
+  return {operands, s.chunks * side.padded * panel<float> + side.padded * 32 * steps_of(s)};
 }
 
 }  // namespace ssl::SSL_ISA

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include "self_lse.h"
 #include "isa.h"
 
 namespace ssl {

@@ -3,7 +3,7 @@
 #define SSL_VECTOR_BYTES 64
 #define SSL_TILE_ROWS 6
 #define SSL_TILE_VECTORS 4
-#include "self_lse_tiles.h"
+#include "tiles.h"
 
 namespace ssl {
 const Isa& isa_avx512() {

@@ -3,7 +3,7 @@
 #define SSL_VECTOR_BYTES 16
 #define SSL_TILE_ROWS 4
 #define SSL_TILE_VECTORS 2
-#include "self_lse_tiles.h"
+#include "tiles.h"
 
 namespace ssl {
 const Isa& isa_portable() {

@@ -103,57 +103,57 @@ struct RowCursor {
   }
 };
 
-template <class T, class U> SSL_INLINE U* z_row(const SelfLse<T>& s, U* z, int64_t chunk, int64_t i) {
-  return z + (chunk * s.padded + i) * panel<T>;
+template <class T, class U> SSL_INLINE U* z_row(const Side<T>& side, U* z, int64_t chunk, int64_t i) {
+  return z + (chunk * side.padded + i - side.first) * panel<T>;
 }
 
 // Rows [i0, i1) of z and their norms; zeros where rows and columns are padded.
-template <class T> void read_rows(const SelfLse<T>& s, int64_t i0, int64_t i1) {
+template <class T> void read_rows(const Sweep<T>& s, const Side<T>& side, int64_t i0, int64_t i1) {
   constexpr int64_t P = panel<T>;
-  const int64_t last = i1 < s.rows ? i1 : s.rows;
+  const int64_t last = i1 < side.rows ? i1 : side.rows;
   with_dtype<T>(s.dtype, [&](auto format) {
     using Format = decltype(format);
     using Element = typename Format::Element;
-    RowCursor at(s.parts, s.part_count, i0);
+    RowCursor at(side.parts, side.part_count, i0);
     for (int64_t i = i0; i < last; ++i, at.next()) {
       const Element* x = static_cast<const Element*>(at.part->data) + at.row * at.part->stride;
       for (int64_t c = 0; c < s.chunks; ++c) {
-        T* z = z_row(s, s.z, c, i);
+        T* z = z_row(side, side.z, c, i);
         const int64_t k0 = c * P, n = s.width - k0 < P ? s.width - k0 : P;
         for (int64_t k = 0; k < n; ++k) z[k] = Format::template read<T>(x[k0 + k]);
         for (int64_t k = n; k < P; ++k) z[k] = 0;
       }
-      T norm = 1;
-      if (s.normalize) {
-        Vec<T> squares{};
-        for (int64_t c = 0; c < s.chunks; ++c) {
-          const T* z = z_row(s, s.z, c, i);
-          for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
-        }
-        norm = std::sqrt(sum_lanes<T>(squares));
-        // A division, not a product with the reciprocal: one rounding fewer, in step with the eager definition
-        const Vec<T> by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
-        for (int64_t c = 0; c < s.chunks; ++c) {
-          T* z = z_row(s, s.z, c, i);
-          for (int v = 0; v < NV; ++v) store<T>(z + v * lanes<T>, load<T>(z + v * lanes<T>) / by);
-        }
+      Vec<T> squares{};
+      for (int64_t c = 0; c < s.chunks; ++c) {
+        const T* z = z_row(side, side.z, c, i);
+        for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
       }
-      s.norm[i] = norm;
+      const T norm = std::sqrt(sum_lanes<T>(squares));
+      side.norm[i - side.first] = norm;
+      if (!s.normalize) continue;
+      // A division, not a product with the reciprocal: one rounding fewer, in step with the eager definition
+      const Vec<T> by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
+      for (int64_t c = 0; c < s.chunks; ++c) {
+        T* z = z_row(side, side.z, c, i);
+        for (int v = 0; v < NV; ++v) store<T>(z + v * lanes<T>, load<T>(z + v * lanes<T>) / by);
+      }
     }
   });
-  for (int64_t i = i0 > s.rows ? i0 : s.rows; i < i1; ++i)
-    for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(s, s.z, c, i), 0, P * sizeof(T));
+  for (int64_t i = i0 > side.rows ? i0 : side.rows; i < i1; ++i)
+    for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(side, side.z, c, i), 0, P * sizeof(T));
 }
 
-template <class T> void pack(const SelfLse<T>& s, int64_t first_panel, int64_t last_panel) {
+template <class T> void pack(const Sweep<T>& s, const Side<T>& side, int64_t first_panel, int64_t last_panel) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
   for (int64_t p = first_panel; p < last_panel; ++p) {
-    read_rows(s, p * P, (p + 1) * P);
+    const int64_t i0 = side.first + p * P;
+    read_rows(s, side, i0, i0 + P);
+    if (&side != s.y) continue;  // rows go in one by one
     // the transposed panel, a square of registers at a time; past the width z holds zeros, which nobody reads
-    T* t = s.zt + p * s.width * P;
+    T* t = side.zt + p * s.width * P;
     for (int64_t k = 0; k < s.width; k += L)
       for (int64_t i = 0; i < P; i += L) {
-        const T* z = z_row(s, s.z, k / P, p * P + i) + k % P;
+        const T* z = z_row(side, side.z, k / P, i0 + i) + k % P;
         Vec<T> square[L];
         for (int64_t r = 0; r < L; ++r) square[r] = load<T>(z + r * P);
         transpose<T>(square);
@@ -162,47 +162,46 @@ template <class T> void pack(const SelfLse<T>& s, int64_t first_panel, int64_t l
   }
 }
 
-// dz_i = scale (sum_j G_ij z_j + sum over twins p of (dpos_ip + dpos_pi) z_p), then through z = x / |x|.
-template <class T> double finish(const SelfLse<T>& s, int64_t i0, int64_t i1) {
+// dz_i = scale (sum_j G_ij z_j + sum over positives p of their logits' gradients z_p), then through z = x / |x|.
+template <class T> double finish(const Sweep<T>& s, const Side<T>& side, int64_t i0, int64_t i1) {
   constexpr int64_t P = panel<T>;
   double euler = 0;
-  const int64_t views = s.rows / s.same.period;
-  with_dtype<T>(s.dtype, [&](auto format) {
-    using Format = decltype(format);
-    using Element = typename Format::Element;
-    RowCursor at(s.parts, s.part_count, i0);
-    auto dot = [&](const T* a, const T* b, int64_t i, int64_t j) __attribute__((always_inline)) {
-      Vec<T> sums{};
+  auto dot = [&](const T* a, int64_t a_stride, const T* b, int64_t b_stride) __attribute__((always_inline)) {
+    Vec<T> sums{};
+    for (int64_t c = 0; c < s.chunks; ++c)
+      for (int v = 0; v < NV; ++v)
+        sums += load<T>(a + c * a_stride + v * lanes<T>) * load<T>(b + c * b_stride + v * lanes<T>);
+    return sum_lanes<T>(sums);
+  };
+  RowCursor at(side.parts, side.part_count, i0);
+  for (int64_t i = i0; i < i1; ++i, at.next()) {
+    const int64_t stride = side.padded * P;
+    T* const g = z_row(side, side.g, 0, i);
+    const T* const z = z_row(side, side.z, 0, i);
+    // z_i . g_i in two parts: positives that nearly cancel in g would leave few digits of their products
+    double along = dot(z, stride, g, stride);
+    for_positives(s, side, i, [&](const Side<T>& other, int64_t row, T w) __attribute__((always_inline)) {
+      const int64_t other_stride = other.padded * P;
+      const T* const p = z_row(other, other.z, 0, row);
+      along += double(w) * dot(z, stride, p, other_stride);
       for (int64_t c = 0; c < s.chunks; ++c)
-        for (int v = 0; v < NV; ++v)
-          sums += load<T>(z_row(s, a, c, i) + v * lanes<T>) * load<T>(z_row(s, b, c, j) + v * lanes<T>);
-      return sum_lanes<T>(sums);
-    };
-    for (int64_t i = i0; i < i1; ++i, at.next()) {
-      // z_i . g_i in two parts: positives that nearly cancel in g would leave few digits of their products
-      double along = dot(s.z, s.g, i, i);
-      for (int64_t o = 1; o < views; ++o) {
-        int64_t twin = i + o * s.same.period;
-        if (twin >= s.rows) twin -= s.rows;
-        const T w = s.dpos[(o - 1) * s.rows + i] + s.dpos[(views - o - 1) * s.rows + twin];
-        along += double(w) * dot(s.z, s.z, i, twin);
-        for (int64_t c = 0; c < s.chunks; ++c) {
-          T* g = z_row(s, s.g, c, i);
-          const T* z = z_row(s, s.z, c, twin);
-          for (int v = 0; v < NV; ++v)
-            store<T>(g + v * lanes<T>, load<T>(g + v * lanes<T>) + splat<T>(w) * load<T>(z + v * lanes<T>));
+        for (int v = 0; v < NV; ++v) {
+          T* const to = g + c * stride + v * lanes<T>;
+          store<T>(to, load<T>(to) + splat<T>(w) * load<T>(p + c * other_stride + v * lanes<T>));
         }
-      }
-      euler += along;
-      const T n = s.norm[i];
-      Element* out = static_cast<Element*>(at.part->grad) + at.row * s.width;
-      const bool through = s.normalize && !(n < T(smallest_norm));
-      const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? T(along) : T(0);
+    });
+    euler += along;
+    if (!at.part->grad) continue;
+    const T n = side.norm[i - side.first];
+    const bool through = s.normalize && !(n < T(smallest_norm));
+    const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? T(along) : T(0);
+    auto put = [&](auto format) __attribute__((always_inline)) {
+      using Format = decltype(format);
+      typename Format::Element* const out = static_cast<typename Format::Element*>(at.part->grad) + at.row * s.width;
       for (int64_t c = 0; c < s.chunks; ++c) {
-        const T *g = z_row(s, s.g, c, i), *z = z_row(s, s.z, c, i);
         const int64_t k0 = c * P, m = s.width - k0 < P ? s.width - k0 : P;
         for (int64_t k = 0; k < m; ++k) {
-          T d = factor * (g[k] - back * z[k]);
+          T d = factor * (g[c * stride + k] - back * z[c * stride + k]);
           // A zero row's gradient is g / 1e-12: finite in float32, and kept so in what is narrower
           if (s.normalize && !through) {
             const T top = T(Format::largest);
@@ -211,8 +210,9 @@ template <class T> double finish(const SelfLse<T>& s, int64_t i0, int64_t i1) {
           out[k0 + k] = Format::template write<T>(d);
         }
       }
-    }
-  });
+    };
+    with_dtype<T>(s.wide_gradients ? DType::f32 : s.dtype, put);
+  }
   return euler;
 }
 

@@ -1,4 +1,4 @@
-// What the driver and the kernels of one instruction set agree on: plain data and a table of functions.
+// What the drivers and the kernels of one instruction set agree on: plain data and a table of functions.
 #pragma once
 #include <cstdint>
 
@@ -13,70 +13,96 @@ enum class Precision : int { highest, high, medium };
 // A set of embeddings as the caller has it: several tensors [rows, width], one below the other.
 struct Part {
   const void* data;
-  void* grad;      // contiguous [rows, width], the backward pass only
+  void* grad;      // contiguous [rows, width]; the backward pass only, null where nobody asks
   int64_t rows;
   int64_t stride;  // elements from row to row; columns are contiguous
 };
 
-// Rows and columns of one sample: (column - row) % period == 0. The diagonal is left out, the others are positives.
-struct SameSample {
-  int64_t period;
+// The entries that are no negatives: (column - row - offset) % period == 0. Of a set against itself these are the
+// diagonal and the positives, of two sets the positives.
+struct Rule {
+  int64_t period, offset;
+
+  static constexpr int64_t far = int64_t(1) << 60;  // further than any matrix reaches, and twice that fits an integer
+  static Rule same_sample(int64_t period) { return {period, 0}; }
+  static Rule diagonal(int64_t offset) { return {2 * far, offset}; }
+  static Rule none() { return {2 * far, far}; }
+
   // Is any such entry in rows [i0, i1) x columns [j0, j1)?
   bool touches(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
-    const int64_t lowest = j0 - i1 + 1, highest = j1 - 1 - i0;
-    return floor(highest) >= lowest;
+    const int64_t lowest = j0 - i1 + 1 - offset, highest = j1 - 1 - i0 - offset;
+    return highest - modulo(highest) >= lowest;
   }
-  // The first such column at or after j0.
-  int64_t first(int64_t i, int64_t j0) const { return j0 + modulo(i - j0); }
+  // The first such column of row i at or after j0.
+  int64_t first(int64_t i, int64_t j0) const { return j0 + modulo(i + offset - j0); }
   int64_t modulo(int64_t d) const { return ((d % period) + period) % period; }
-  int64_t floor(int64_t d) const { return d - modulo(d); }
 };
 
-// One reduction of a set of embeddings against itself. T is float or double. Logits live in base 2 here:
-// t_ij = scale2 * z_i . z_j, so that every exponential is one exp2.
-template <class T> struct SelfLse {
+// One side of the matrix: a set of embeddings, packed, and what a sweep makes of it. T is float or double.
+template <class T> struct Side {
   const Part* parts;
   int64_t part_count;
-  DType dtype;
-  Precision precision;
-  bool normalize;
-  bool with_gradient;  // the backward pass is to come, and wants its memory
-  int64_t rows, padded, width, chunks;  // padded: whole panels; chunks: panels along the width
-  SameSample same;
-  T scale2, scale2_low;  // their sum is the scale: its rounding alone would cost a float 1e-5 where logits reach 200
-  T shift;
-  bool running;  // a running maximum instead of the fixed shift
-  T* z;          // rows, [chunks][padded][panel]: left operand, and right operand of the gradient's products
-  T* zt;         // what else the products read, as the kernels' own pack lays it out
-  T* norm;       // [rows]
-  // forward: sum and maximum of each row so far, and the positives' products z_i . z_p [rows / period - 1, rows]
+  int64_t rows;
+  int64_t first, padded;  // rows [first, first + padded), whole panels, are packed: all of them, or a window
+  T* z;                   // rows, [chunks][padded][panel]: left operand, and right operand of the gradient's products
+  T* zt;                  // what else the products read, as the kernels' own pack lays it out
+  T* norm;                // [padded]
+  // forward: sum of what the row's (or column's) entries give, and their maximum so far; null: nobody asks
   double* sum;
   T* top;
-  T* pos;
-  T scale;
   // backward: G_ij = 2^(t_ij - shift) (weight_i + weight_j), or 2^(t_ij - neg2_i) weight_i + 2^(t_ij - neg2_j) weight_j
   const T* weight;  // [padded]
   const T* neg2;    // [padded]
-  const T* dpos;    // [rows / period - 1, rows]
-  T* g;             // sum_j G_ij z_j, as z; what the kernels' layout adds to it comes behind
+  T* g;             // sum_j G_ij z_j, as z; what the kernels' memory adds to it comes behind. Null: nobody asks
+};
+
+// One reduction of a matrix of logits, x its rows and y its columns: one and the same for a set against itself, where
+// the walk visits the upper triangle and every tile serves both sides. Logits live in base 2 here:
+// t_ij = scale2 * z_i . z_j + bias2, so that every exponential is one exp2.
+template <class T> struct Sweep {
+  Side<T>*x, *y;
+  DType dtype;
+  Precision precision;
+  bool normalize;
+  bool wide_gradients;  // in T, not in dtype
+  int64_t width, chunks;  // chunks: panels along the width
+  Rule rule;
+  T scale;
+  T scale2, scale2_low;  // their sum is the scale: its rounding alone would cost a float 1e-5 where logits reach 200
+  T bias2;
+  T shift;
+  bool running;  // a running maximum instead of the fixed shift
+  bool gradient;    // a gradient is to come, and wants its memory
+  bool rows_alone;  // nothing is reduced over columns
+  T* pos;        // the positives' products: [rows / period - 1, rows] of a set against itself, else [rows]; or null
+  const T* dpos;  // the gradient of the positives' logits, as pos
+  double* slope;  // softplus: sum of G_ij over each row
+  bool self() const { return x == y; }
 };
 
 // What the kernels want of the driver for a problem. It depends on the problem alone, never on the number of threads:
-// the block decides the order of the additions.
+// the blocks decide the order of the additions.
 struct Layout {
-  int64_t block;     // rows of a block of the walk, whole panels
-  int64_t zt, g;     // elements of these two
-  int64_t scratch;   // elements of each thread's scratch memory
+  int64_t block_x, block_y;  // rows of a block of the walk on either side, whole panels
+  int64_t scratch;           // elements of each thread's scratch memory
+};
+struct Memory {
+  int64_t zt, g;  // elements of these two of a side
 };
 
 template <class T> struct Kernels {
+  typedef void Block(const Sweep<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
   int64_t panel;
-  Layout (*layout)(const SelfLse<T>&);
-  void (*pack)(const SelfLse<T>&, int64_t first_panel, int64_t last_panel);
-  void (*forward)(const SelfLse<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
-  void (*backward)(const SelfLse<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
-  // rows [i0, i1): the positives' part, the gradient through the normalisation; returns sum_i z_i . dz_i (unscaled)
-  double (*finish)(const SelfLse<T>&, int64_t i0, int64_t i1);
+  Layout (*layout)(const Sweep<T>&);
+  Memory (*memory)(const Sweep<T>&, const Side<T>&);
+  void (*pack)(const Sweep<T>&, const Side<T>&, int64_t first_panel, int64_t last_panel);
+  Block* forward;   // sums, maxima, positives
+  Block* backward;  // the gradient of both sides, from their weights
+  Block* attend;    // the sums of rows and, under a fixed shift, their gradient before it is divided by them
+  Block* softplus;  // the sums of rows over softplus(t) and the gradient of both sides
+  // rows [i0, i1) of a side: the positives' part, the gradient through the normalisation; returns sum_i z_i . dz_i
+  // (unscaled)
+  double (*finish)(const Sweep<T>&, const Side<T>&, int64_t i0, int64_t i1);
 };
 
 struct Isa {

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from ssl_kernels.backends.cpu.across import attend_lse, cross_lse, cross_lse_backward
 from ssl_kernels.backends.cpu.native import why_not
+from ssl_kernels.backends.cpu.pairwise import pair_softplus
 from ssl_kernels.backends.cpu.within import self_lse, self_lse_backward, softplus_mean
 
-__all__ = ["self_lse", "self_lse_backward", "softplus_mean", "why_not"]
+__all__ = [
+    "attend_lse",
+    "cross_lse",
+    "cross_lse_backward",
+    "pair_softplus",
+    "self_lse",
+    "self_lse_backward",
+    "softplus_mean",
+    "why_not",
+]
 
 DEVICES = ("cpu",)

@@ -19,8 +19,15 @@ def why_not() -> str | None:
     return _reason
 
 
-def precision() -> int:
-    return _PRECISIONS[torch.get_float32_matmul_precision()]
+def numbers(x: Tensor, scale: Tensor | None, multiplier: float, normalize: bool) -> tuple[int, int, int, bool, float, int]:
+    """What every call says of its numbers: dtype, precision, width, whether to normalise, scale, threads."""
+    factor = multiplier if scale is None else multiplier * scale.item()
+    precision = _PRECISIONS[torch.get_float32_matmul_precision()]
+    return DTYPES[x.dtype], precision, x.shape[1], normalize, factor, torch.get_num_threads()
+
+
+def results_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def rows(t: Tensor) -> Tensor:
@@ -31,7 +38,3 @@ def rows(t: Tensor) -> Tensor:
 def part(t: Tensor, gradient: Tensor | None = None) -> tuple[int, int, int, int]:
     """Data, gradient, rows, stride."""
     return t.data_ptr(), 0 if gradient is None else gradient.data_ptr(), t.shape[0], t.stride(0)
-
-
-def factor(scale: Tensor | None, multiplier: float) -> float:
-    return multiplier if scale is None else multiplier * scale.item()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from ssl_kernels.backends.cpu import native
-from ssl_kernels.backends.cpu.native import DTYPES, factor, part, precision, rows
+from ssl_kernels.backends.cpu.native import numbers, part, results_dtype, rows
 
 
 def self_lse(x, scale, multiplier, period, normalize):
     x = [rows(t) for t in x]
     count = sum(t.shape[0] for t in x)
-    neg = torch.empty(count, dtype=torch.float64 if x[0].dtype == torch.float64 else torch.float32)
+    neg = torch.empty(count, dtype=results_dtype(x[0]))
     pos, top = neg.new_empty((count // period - 1, count)), torch.empty_like(neg)
     out = neg.data_ptr(), pos.data_ptr(), top.data_ptr()
-    native.C.self_lse([part(t) for t in x], *_rest(x, scale, multiplier, period, normalize), *out)
+    native.C.self_lse(numbers(x[0], scale, multiplier, normalize), [part(t) for t in x], period, *out)
     return neg, pos, top
 
 
@@ -24,7 +24,7 @@ def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, 
     parts = [part(t, d) for t, d in zip(x, dx, strict=True)]
     dneg, dpos = dneg.contiguous(), dpos.contiguous()
     given = neg.data_ptr(), top.data_ptr(), dneg.data_ptr(), dpos.data_ptr()
-    dfactor = native.C.self_lse_backward(parts, *_rest(x, scale, multiplier, period, normalize), *given)
+    dfactor = native.C.self_lse_backward(numbers(x[0], scale, multiplier, normalize), parts, period, *given)
     if scale is None:
         return dx, neg.new_zeros(())
     return dx, torch.full_like(scale, multiplier * dfactor)
@@ -34,11 +34,6 @@ def softplus_mean(x, scale, multiplier, period):
     x = [rows(t) for t in x]
     dx = [torch.empty(t.shape, dtype=t.dtype) for t in x]
     parts = [part(t, d) for t, d in zip(x, dx, strict=True)]
-    mean, dfactor = native.C.self_lse_softplus_mean(parts, *_rest(x, scale, multiplier, period, True))
-    loss = torch.tensor(mean, dtype=torch.float64 if x[0].dtype == torch.float64 else torch.float32)
+    mean, dfactor = native.C.self_lse_softplus_mean(numbers(x[0], scale, multiplier, True), parts, period)
+    loss = torch.tensor(mean, dtype=results_dtype(x[0]))
     return loss, torch.zeros_like(loss) if scale is None else torch.full_like(scale, multiplier * dfactor), dx
-
-
-def _rest(x, scale, multiplier, period, normalize):
-    first = DTYPES[x[0].dtype], precision(), x[0].shape[1], period, normalize
-    return *first, factor(scale, multiplier), torch.get_num_threads()
