@@ -1,6 +1,7 @@
-"""One file a loss. To add one: write its file, then one import and one entry in ``SPECS`` here."""
+"""One file a loss. To add one: write its file, then one import and its name in ``LOSSES`` here."""
 
 from ssl_kernels.losses import nt_xent
 from ssl_kernels.losses.nt_xent import *  # noqa: F403
 
-SPECS = {module.SPEC.name: module.SPEC for module in (nt_xent,)}
+LOSSES = (nt_xent,)
+SPECS = {spec.name: spec for loss in LOSSES for spec in (loss.SPEC, *loss.SPEC.variants)}
