@@ -26,6 +26,7 @@ class LossSpec:
         trained: ``trained(n, d, ...)`` draws inputs as a trained model makes them (positives aligned).
         temperatures: where the loss is not defined for every temperature but zero: those to try.
         smallest: the fewest samples it is defined for.
+        cross_entropy: it is a mean of ``-log`` of shares; then its gradients vanish with it, and keep their digits.
         variants: the same loss called in other ways (with a queue, with labels), each tested as a loss of its own.
     """
 
@@ -39,6 +40,7 @@ class LossSpec:
     parameters: tuple[str, ...] = field(default=())
     temperatures: tuple[float, ...] | None = None
     smallest: int = 1
+    cross_entropy: bool = True
     variants: tuple[LossSpec, ...] = ()
 
     @property
