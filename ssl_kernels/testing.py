@@ -194,18 +194,24 @@ def _distance(got: Tensor, expected: Tensor) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------- the judgement
-def check(function: Callable[..., Tensor], case: Case, seed: int = 0) -> None:
-    """Raises AssertionError unless ``function``'s value and every gradient are right on one draw of ``case``.
+def check(
+    function: Callable[..., Tensor],
+    case: Case,
+    inputs: dict[str, Any] | None = None,
+    asking: Collection[str] | None = None,
+) -> None:
+    """Raises AssertionError unless ``function``'s value and gradients are right on one draw of ``case``, or ``inputs``.
 
     Right means: an error of at most twice the reference's in the same dtype, or of a few roundings of the logits
     (:func:`rounding`) where the reference happened to be closer than that to the truth. Outputs that the function
-    leaves unwritten are NaN, so they fail.
+    leaves unwritten are NaN, so they fail. Gradients: of ``asking``, by default of all features and parameters.
     """
-    inputs = case.inputs(seed)
-    truth = oracle(case.spec, inputs)
-    eager = evaluate(case.spec.reference, inputs, case.spec.asking)
+    inputs = case.inputs() if inputs is None else inputs
+    asking = case.spec.asking if asking is None else asking
+    truth = evaluate(case.spec.reference, widened(inputs), asking)
+    eager = evaluate(case.spec.reference, inputs, asking)
     with poisoned_memory():
-        fused = evaluate(function, inputs, case.spec.asking)
+        fused = evaluate(function, inputs, asking)
     for name in eager.names:
         expected = accumulate_dtype(case.dtype) if name == "loss" else inputs[name].dtype
         if fused[name].dtype != expected:
