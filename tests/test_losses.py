@@ -69,10 +69,12 @@ def test_gradcheck(spec, place, n, temperature):
     inputs = case.inputs()
     leaves = [inputs[name].requires_grad_() for name in spec.asking]
 
-    def call(*values: Tensor) -> Tensor:
-        return case.fused(**{**inputs, **dict(zip(spec.asking, values, strict=True))})
+    def call(function, *values: Tensor) -> Tensor:
+        return function(**inputs | dict(zip(spec.asking, values, strict=True)))
 
-    assert torch.autograd.gradcheck(call, leaves, atol=1e-6, rtol=1e-4)
+    if not torch.autograd.gradcheck(partial(call, spec.reference), leaves, raise_exception=False):
+        pytest.skip("a part of it is constant to autograd, by definition")
+    assert torch.autograd.gradcheck(partial(call, case.fused), leaves, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.02, 0.01])
@@ -368,9 +370,13 @@ def test_what_is_not_finite_stays_so(spec, place, bad, dtype, n, d):
         for i, j in {(0, 0), (n - 1, d - 1), (n // 2, 0), (0, d // 2)}:
             inputs = case.inputs()
             inputs[name][i, j] = bad
-            got = case.evaluate(inputs)
-            assert not got.loss.isfinite()
-            assert not got[name][i].isfinite().all(), "the gradient of the row that holds it"
+            got, eager = case.evaluate(inputs), evaluate(spec.reference, inputs, spec.asking)
+            row = eager[name][i]  # the gradient of the row that holds it
+            if bad is torch.nan:
+                assert eager.loss.isnan() and row.isnan().any()
+            # an infinity does no harm at the end of a sigmoid: not where eager is finite too
+            assert not got.loss.isfinite() or eager.loss.isfinite()
+            assert not got[name][i].isfinite().all() or row.isfinite().all()
 
 
 def test_nan_as_a_parameter_is_refused_or_nan(spec, place):
