@@ -229,7 +229,8 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
     A logit as large as ``k = 1 / |temperature|`` is stored to ``eps * k``; that moves its probability by as much,
     relatively. Gradients scale with the probability mass that is not on the positive, which a cross-entropy bounds;
     theirs is ``k * mass`` over the norm of the features (a loss of directions falls off with the length), and
-    ``k^2 * mass`` for the temperature. float64 itself is the truth only to its own last digit, at full mass.
+    ``k^2 * mass`` for the temperature. Other losses' gradients are what is left of parts as large as that, each of
+    which is rounded. float64 itself is the truth only to its own last digit, at full mass.
     """
     k = 1 / abs(case.temperature)
     mass = min(1.0, abs(truth.loss.item())) if case.spec.cross_entropy else 1.0
@@ -240,9 +241,11 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
         scale = 1.0
     else:
         scale = k / max(inputs[name].double().norm().item(), 1e-12)  # as normalisation has it
+    if not case.spec.cross_entropy:
+        size += scale
     eps, eps64 = torch.finfo(accumulate_dtype(case.dtype)).eps, torch.finfo(torch.float64).eps
     last_digit = eps if name == "loss" else torch.finfo(inputs[name].dtype).eps
-    return last_digit * size + eps * (1 + k) * mass * scale + eps64 * (1 + k) * scale
+    return last_digit * size + eps * (1 + k) * mass * scale + eps64 * (1 + k) * max(scale, scale / k)
 
 
 def check_precision(function: Callable[..., Tensor], case: Case, draws: int = PRECISION_DRAWS) -> dict[str, float]:
