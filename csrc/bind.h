@@ -22,6 +22,9 @@ inline std::vector<Part> parts_of(const std::vector<PartTuple>& tuples) {
   return parts;
 }
 
+void bind_aligned(pybind11::module_& m);
+void bind_averaging(pybind11::module_& m);
+void bind_ring(pybind11::module_& m);
 void bind_within(pybind11::module_& m);
 
 }  // namespace ssl

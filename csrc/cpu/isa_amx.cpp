@@ -14,6 +14,7 @@ const Isa& isa_amx() {
       "amx",
       {panel<float>, layout_tiles, pack_tiles, forward_tiles, backward_tiles, finish_tiles},
       isa_avx512().f64,
+      isa_avx512().streams,
   };
   return isa;
 }

@@ -4,10 +4,11 @@
 #define SSL_TILE_ROWS 4
 #define SSL_TILE_VECTORS 2
 #include "self_lse_tiles.h"
+#include "streams_of.h"
 
 namespace ssl {
 const Isa& isa_portable() {
-  static const Isa isa{"portable", SSL_ISA::kernels<float>(), SSL_ISA::kernels<double>()};
+  static const Isa isa{"portable", SSL_ISA::kernels<float>(), SSL_ISA::kernels<double>(), &SSL_ISA::streams};
   return isa;
 }
 }  // namespace ssl
