@@ -30,7 +30,10 @@ inline Numbers numbers_of(const NumbersTuple& n) {
   return {DType(dtype), Precision(precision), width, normalize, scale, threads};
 }
 
-void bind_within(pybind11::module_& m);
 void bind_across(pybind11::module_& m);
+void bind_aligned(pybind11::module_& m);
+void bind_averaging(pybind11::module_& m);
+void bind_ring(pybind11::module_& m);
+void bind_within(pybind11::module_& m);
 
 }  // namespace ssl

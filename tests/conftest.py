@@ -14,6 +14,9 @@ settings.register_profile("gate", deadline=None, derandomize=True, max_examples=
 settings.load_profile("gate")
 
 
+CHUNK = 250  # random cases that make one test
+
+
 class Place(NamedTuple):
     """Where a test runs: a backend, and the device whose tensors it gets."""
 
@@ -26,6 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # several workers share the machine; tests of threads set their own number
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    cases = parser.getgroup("random cases", "tests/test_random_cases.py")
+    cases.addoption("--random-cases", type=int, default=5000, metavar="N", help="how many in all (default: 5000)")
+    cases.addoption("--resume", action="store_true", help="leave out those that passed before, on the same sources")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
@@ -35,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``case``, ``precision_case`` and ``place`` run over the whole table, the GPU's part of it marked ``gpu``."""
+    if "chunk" in metafunc.fixturenames:
+        metafunc.parametrize("chunk", range(-(-metafunc.config.getoption("random_cases") // CHUNK)))
     tables = {"case": testing.cases, "precision_case": testing.precision_cases, "place": _places}
     for name, table in tables.items():
         if name not in metafunc.fixturenames:
@@ -56,6 +67,11 @@ def _param(entry: testing.Case | Place, *marks: pytest.MarkDecorator):
     name = "-".join(entry) if isinstance(entry, Place) else str(entry)
     skip = [pytest.mark.skip(reason=f"{entry.backend}: {reason}")] if reason else []
     return pytest.param(entry, id=name, marks=[*marks, *skip])
+
+
+@pytest.fixture(scope="session")
+def chunk_size() -> int:
+    return CHUNK
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kernels import nt_xent_reference, testing
+from ssl_kernels.losses import SPECS
+from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.testing import Case, check, check_precision, evaluate
 
 
@@ -103,7 +107,7 @@ MUTANTS = (
 
 
 def _float32_cases():
-    return [c for c in testing.cases() if (c.backend, c.dtype) == ("reference", torch.float32)]
+    return [c for c in testing.cases() if (c.loss, c.backend, c.dtype) == ("nt_xent", "reference", torch.float32)]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda f: f.__name__)
@@ -146,22 +150,62 @@ def test_a_result_of_another_dtype_is_noticed():
         check(lambda **kw: nt_xent_reference(**kw).double(), case)
 
 
-def test_the_table_is_complete():
-    table = testing.cases()
+@pytest.mark.parametrize("loss", SPECS)
+def test_the_table_is_complete(loss):
+    spec, table = SPECS[loss], [case for case in testing.cases() if case.loss == loss]
     assert len(set(map(str, table))) == len(table)
-    for column, values in (("dtype", testing.DTYPES), ("temperature", testing.TEMPERATURES)):
-        assert {getattr(case, column) for case in table} == set(values)
-    assert {(case.n, case.d) for case in table} == set(testing.SHAPES)
-    for dtype in testing.DTYPES:  # every temperature is met as drawn and as trained
-        met = {(case.temperature, case.trained) for case in table if case.dtype == dtype}
-        assert len(met) == 2 * len(testing.TEMPERATURES)
+    shapes = {(n, d) for n, d in testing.SHAPES if n >= spec.smallest}
+    every = {(n, d, t) for n, d in shapes for t in testing.temperatures(spec)}
+    assert {(case.n, case.d, case.temperature) for case in table} == every
+    for backend in testing.backends_for("cpu"):
+        for dtype in testing.DTYPES:
+            mine = [case for case in table if (case.backend, case.dtype) == (backend, dtype)]
+            assert {(case.n, case.d) for case in mine} == shapes
+            met = {(case.temperature, case.trained) for case in mine}
+            assert met == {(t, trained) for t in testing.temperatures(spec) for trained in (False, True)}
 
 
-def test_the_same_seed_draws_the_same_inputs():
-    case = testing.cases()[-1]
-    first, again, other = case.inputs(3), case.inputs(3), case.inputs(4)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["z1"], other["z1"])
+@pytest.mark.parametrize("loss", SPECS)
+def test_the_precision_table_is_complete(loss):
+    met = {(case.dtype, case.temperature) for case in testing.precision_cases() if case.loss == loss}
+    assert met == {(dtype, t) for dtype in testing.DTYPES for t in testing.temperatures(SPECS[loss])}
+
+
+@pytest.mark.parametrize("loss", SPECS)
+def test_the_same_seed_draws_the_same_inputs(loss):
+    case = next(case for case in reversed(testing.cases()) if case.loss == loss)
+    for trained in (False, True):
+        case = replace(case, trained=trained)
+        first, again, other = case.inputs(3), case.inputs(3), case.inputs(4)
+        torch.testing.assert_close(first, again, rtol=0, atol=0)
+        assert all(not torch.equal(first[name], other[name]) for name in case.spec.features)
+
+
+def test_only_who_asks_gets_a_gradient_and_a_parameter_its_temperature():
+    def function(x, y, labels, temperature):
+        return ((x * y)[labels] / temperature).sum()
+
+    def draw(n, d, **tensor):
+        x, y = torch.randn(n, d, **tensor), torch.randn(n, d, **tensor)
+        return {"x": x, "y": y, "labels": torch.zeros(n, dtype=torch.long), "temperature": 1.0}
+
+    inputs = draw(3, 2)
+    assert evaluate(function, inputs).names == ["loss", "x", "y"]
+    assert evaluate(function, inputs, ["y"]).names == ["loss", "y"]
+    assert evaluate(function, inputs, []).names == ["loss"]
+    spec = LossSpec("a loss", function, function, torch.nn.Identity, draw, draw, ("x",), ("temperature",))
+    with mock.patch.dict(SPECS, {"a loss": spec}):
+        case = Case("a loss", "reference", "cpu", torch.float32, 3, 2, 0.25)
+        assert case.inputs()["temperature"].item() == 0.25 == case.inputs(learned=False)["temperature"]
+        check(function, case)
+        with pytest.raises(AssertionError, match="temperature .* is off by"):
+            check(lambda temperature, **kw: function(temperature=temperature.detach(), **kw), case)
+
+
+def test_the_same_infinity_is_no_error_and_another_is():
+    inf = torch.tensor([torch.inf, 1.0])
+    assert testing.relative_error(inf, inf) == 0
+    assert not testing.relative_error(-inf, inf) < 1 and not testing.relative_error(torch.ones(2), inf) < 1
 
 
 def test_saved_bytes_counts_what_backward_keeps_and_no_inputs():

@@ -3,11 +3,12 @@
 #define SSL_VECTOR_BYTES 64
 #define SSL_TILE_ROWS 6
 #define SSL_TILE_VECTORS 4
+#include "streams_of.h"
 #include "tiles.h"
 
 namespace ssl {
 const Isa& isa_avx512() {
-  static const Isa isa{"avx512", SSL_ISA::kernels<float>(), SSL_ISA::kernels<double>()};
+  static const Isa isa{"avx512", SSL_ISA::kernels<float>(), SSL_ISA::kernels<double>(), &SSL_ISA::streams};
   return isa;
 }
 }  // namespace ssl

@@ -19,9 +19,15 @@ class LossSpec:
         reference: the same in plain PyTorch, differentiable any number of times, storing whatever it likes.
         module: makes the ``nn.Module``; called with the features (and labels) positionally.
         inputs: ``inputs(n, d, dtype=, device=, generator=)`` draws the keyword arguments of both functions.
-        features: which of the inputs carry the large gradients.
-        parameters: which of the inputs may be 0-d tensors with a gradient (temperature, logit_scale ...).
+        features: which of the inputs carry the large gradients. What is neither feature nor parameter (labels, a
+            queue) gets none.
+        parameters: which of the inputs may be 0-d tensors with a gradient. ``temperature``, or ``logit_scale``, its
+            inverse, takes every value of the tests' table; others keep what ``inputs`` gave them.
         trained: ``trained(n, d, ...)`` draws inputs as a trained model makes them (positives aligned).
+        temperatures: where the loss is not defined for every temperature but zero: those to try.
+        smallest: the fewest samples it is defined for.
+        cross_entropy: it is a mean of ``-log`` of shares; then its gradients vanish with it, and keep their digits.
+        variants: the same loss called in other ways (with a queue, with labels), each tested as a loss of its own.
     """
 
     name: str
@@ -32,3 +38,12 @@ class LossSpec:
     trained: Callable[..., dict[str, Any]]
     features: tuple[str, ...]
     parameters: tuple[str, ...] = field(default=())
+    temperatures: tuple[float, ...] | None = None
+    smallest: int = 1
+    cross_entropy: bool = True
+    variants: tuple[LossSpec, ...] = ()
+
+    @property
+    def asking(self) -> tuple[str, ...]:
+        """The inputs that get a gradient."""
+        return self.features + self.parameters

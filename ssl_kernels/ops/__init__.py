@@ -6,19 +6,38 @@ operation, ``checks`` and ``library`` are what they share.
 """
 
 from ssl_kernels.ops.across import Reduced, cross_lse
-from ssl_kernels.ops.checks import FLOATS, accumulate_dtype, check_alike, check_number, check_rows, check_views
+from ssl_kernels.ops.aligned import cosine
+from ssl_kernels.ops.averaging import average_
+from ssl_kernels.ops.checks import (
+    FLOATS,
+    accumulate_dtype,
+    check_alike,
+    check_not_empty,
+    check_number,
+    check_pairs,
+    check_rows,
+    check_views,
+    check_width,
+)
 from ssl_kernels.ops.pairwise import pair_softplus
+from ssl_kernels.ops.ring import enqueue_
 from ssl_kernels.ops.within import self_lse, softplus_mean
 
 __all__ = [
     "FLOATS",
     "Reduced",
     "accumulate_dtype",
+    "average_",
     "check_alike",
+    "check_not_empty",
     "check_number",
+    "check_pairs",
     "check_rows",
     "check_views",
+    "check_width",
+    "cosine",
     "cross_lse",
+    "enqueue_",
     "pair_softplus",
     "self_lse",
     "softplus_mean",

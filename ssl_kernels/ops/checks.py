@@ -50,14 +50,32 @@ def check_not_empty(name: str, t: Tensor) -> None:
         raise ValueError(f"{name}: expected at least one row and one column, got shape {tuple(t.shape)}")
 
 
+def check_width(name: str, t: Tensor, first_name: str, first: Tensor) -> None:
+    """Rows of one device, dtype and width with ``first``."""
+    check_rows(name, t)
+    check_alike(name, t, first_name, first)
+    if t.shape[1] != first.shape[1]:
+        raise ValueError(f"{name}: expected width {first.shape[1]} as {first_name}, got {t.shape[1]}")
+
+
+def check_pairs(first_name: str, first: Tensor, name: str, t: Tensor, offset: int = 0, *, more: bool = True) -> None:
+    """Rows ``first`` and the rows ``t`` of their positives, the first of them at ``offset``; others may follow."""
+    check_rows(first_name, first)
+    check_not_empty(first_name, first)
+    check_width(name, t, first_name, first)
+    rows = first.shape[0]
+    if offset < 0:
+        raise ValueError(f"offset: expected 0 or more, got {offset}")
+    if t.shape[0] < offset + rows or (not more and t.shape[0] != rows):
+        least = "at least " if more else ""
+        raise ValueError(f"{name}: expected {least}{offset + rows} rows for {rows} of {first_name}, got {t.shape[0]}")
+
+
 def check_parts(name: str, parts: Sequence[Tensor], first_name: str, first: Tensor) -> int:
     """Tensors that stand one below the other, as wide as ``first``; returns how many rows they have together."""
     rows = 0
     for k, t in enumerate(parts):
-        check_rows(f"{name}[{k}]", t)
-        check_alike(f"{name}[{k}]", t, first_name, first)
-        if t.shape[1] != first.shape[1]:
-            raise ValueError(f"{name}[{k}]: expected width {first.shape[1]} as {first_name}, got {t.shape[1]}")
+        check_width(f"{name}[{k}]", t, first_name, first)
         rows += t.shape[0]
     if rows == 0 or first.shape[1] == 0:
         raise ValueError(f"{name}: expected at least one row and one column, got {rows} rows of width {first.shape[1]}")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from ssl_kernels.backends.cpu.across import attend_lse, cross_lse, cross_lse_backward
+from ssl_kernels.backends.cpu.aligned import cosine, cosine_backward
+from ssl_kernels.backends.cpu.averaging import average_
 from ssl_kernels.backends.cpu.native import why_not
 from ssl_kernels.backends.cpu.pairwise import pair_softplus
+from ssl_kernels.backends.cpu.ring import enqueue_
 from ssl_kernels.backends.cpu.within import self_lse, self_lse_backward, softplus_mean
 
 __all__ = [
     "attend_lse",
+    "average_",
+    "cosine",
+    "cosine_backward",
     "cross_lse",
     "cross_lse_backward",
+    "enqueue_",
     "pair_softplus",
     "self_lse",
     "self_lse_backward",

@@ -5,9 +5,23 @@ with this one in float64; users get it, with a warning, where nothing faster is 
 """
 
 from ssl_kernels.backends.reference.across import attend_lse, cross_lse, cross_lse_backward, pair_softplus
+from ssl_kernels.backends.reference.aligned import cosine, cosine_backward
+from ssl_kernels.backends.reference.averaging import average_
+from ssl_kernels.backends.reference.ring import enqueue_
 from ssl_kernels.backends.reference.within import self_lse, self_lse_backward
 
-__all__ = ["attend_lse", "cross_lse", "cross_lse_backward", "pair_softplus", "self_lse", "self_lse_backward"]
+__all__ = [
+    "attend_lse",
+    "average_",
+    "cosine",
+    "cosine_backward",
+    "cross_lse",
+    "cross_lse_backward",
+    "enqueue_",
+    "pair_softplus",
+    "self_lse",
+    "self_lse_backward",
+]
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 

@@ -80,12 +80,12 @@ def pair_softplus(x, y, scale, bias, multiplier, offset, gradient):
     s = products * factor
     if bias is not None:
         s = s + bias.to(s.dtype).reshape(())
-    total = F.softplus(s).sum()
+    total = F.softplus(s, 1.0, 40.0).sum()
     ds = torch.sigmoid(s)
     if offset is not None:
         # softplus(-s) = softplus(s) - s, but exact where the positive is nearly certain
         mask = _positives(s, offset)
-        total = F.softplus(torch.where(mask, -s, s)).sum()
+        total = F.softplus(torch.where(mask, -s, s), 1.0, 40.0).sum()
         ds = torch.where(mask, -torch.sigmoid(-s), ds)
     if not gradient:
         return total, total.new_empty(0), total.new_empty(0), total.new_zeros(()), total.new_zeros(())

@@ -1,0 +1,19 @@
+// What goes through memory once: the functions of one instruction set for averages, queues and pairs of rows.
+#pragma once
+#include "aligned.h"
+#include "averaging.h"
+#include "ring.h"
+
+namespace ssl {
+
+struct Streams {
+  // elements [begin, end) of a pair
+  void (*average)(const AveragedPair&, int64_t begin, int64_t end, const AverageRule&);
+  // rows [begin, end) of the batch; row 0 goes to `pointer`
+  void (*enqueue)(const EnqueueCall&, int64_t pointer, int64_t begin, int64_t end);
+  // rows [begin, end) of x and y
+  void (*cosine)(const CosineCall&, int64_t begin, int64_t end);
+  void (*cosine_backward)(const CosineBackwardCall&, int64_t begin, int64_t end);
+};
+
+}  // namespace ssl

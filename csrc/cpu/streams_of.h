@@ -1,0 +1,12 @@
+// The streams of one instruction set.
+#pragma once
+#include "aligned_rows.h"
+#include "averaging_spans.h"
+#include "ring_rows.h"
+#include "streams.h"
+
+namespace ssl::SSL_ISA {
+
+inline const Streams streams{average_span, enqueue_rows, cosine_rows, cosine_backward_rows};
+
+}  // namespace ssl::SSL_ISA

@@ -1,0 +1,15 @@
+"""A queue of embeddings in a ring: read, normalised and written in one go."""
+
+from __future__ import annotations
+
+import torch
+
+from ssl_kernels.backends.cpu import native
+from ssl_kernels.backends.cpu.native import DTYPES
+
+
+def enqueue_(queue, pointer, rows, normalize, wrap):
+    size, width = queue.shape
+    to = queue.data_ptr(), size, queue.stride(0), DTYPES[queue.dtype]
+    of = rows.data_ptr(), rows.shape[0], rows.stride(0), DTYPES[rows.dtype]
+    native.C.enqueue(*to, *of, width, pointer.data_ptr(), normalize, wrap, torch.get_num_threads())

@@ -1,0 +1,94 @@
+"""Rows by class, without reading a label back from the device: every number of classes up to that of the rows fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ssl_kernels.ops.library import once
+
+
+def check_labels(name: str, labels: Tensor, rows: Tensor) -> None:
+    """Integers, one for every row, on the rows' device."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a tensor of integers, got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"{name}: expected integers, got {labels.dtype}")
+    if labels.shape != rows.shape[:1]:
+        raise ValueError(f"{name}: expected shape {tuple(rows.shape[:1])}, one a row, got {tuple(labels.shape)}")
+    if labels.device != rows.device:
+        raise ValueError(f"{name}: expected device {rows.device} as the rows, got {labels.device}")
+
+
+def dense_classes(labels: Tensor) -> Tensor:
+    """Any integers as ``0, 1, 2 ...`` in their order: the classes are then fewer than the labels."""
+    ordered, order = labels.sort()
+    first = torch.ones_like(ordered, dtype=torch.int64)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(first).scatter(0, order, first.cumsum(0) - 1)
+
+
+def class_sums(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The sum of each class's rows, ``[count, D]`` in float32 at least, and how many; always the same bits."""
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    sizes = classes.new_zeros(count).scatter_add(0, classes, torch.ones_like(classes))
+    sums = rows.new_zeros(count, rows.shape[1])
+    if rows.is_cuda:  # here index_add adds in any order, and this sorts
+        return sums.index_put((classes,), rows, accumulate=True), sizes
+    return sums.index_add(0, classes, rows), sizes
+
+
+def positives_and_negatives(z: Tensor, factor: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Row log-sum-exps of ``factor * z @ z.T`` over the other rows of the class, and over those of other classes.
+
+    A block of rows at a time, formed again in backward: O(N D) memory. ``-inf`` where there is no such row.
+    """
+    return _PositivesAndNegatives.apply(z, factor, classes)
+
+
+BLOCK = 1 << 22  # entries that are there at a time, 16 MiB in float32
+
+
+class _PositivesAndNegatives(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, factor, classes):
+        pos, neg = z.new_empty(len(z)), z.new_empty(len(z))
+        for rows, products, positive, negative in _blocks(z, classes):
+            s = products * factor.to(z.dtype)
+            pos[rows] = s.masked_fill(~positive, float("-inf")).logsumexp(1)
+            neg[rows] = s.masked_fill(~negative, float("-inf")).logsumexp(1)
+        ctx.save_for_backward(z, factor, classes, pos, neg)
+        return pos, neg
+
+    @staticmethod
+    def backward(ctx, dpos, dneg):
+        return (*once(_gradients, dpos, dneg, *ctx.saved_tensors), None)
+
+
+def _gradients(dpos, dneg, z, factor, classes, pos, neg):
+    by = factor.to(z.dtype)
+    dz, dfactor = torch.zeros_like(z), torch.zeros_like(factor)
+    for rows, products, positive, negative in _blocks(z, classes):
+        s = products * by
+        ds = dpos[rows, None] * (s - pos[rows, None]).exp().masked_fill(~positive, 0.0)
+        ds += dneg[rows, None] * (s - neg[rows, None]).exp().masked_fill(~negative, 0.0)
+        dfactor += (ds * products).sum()
+        with torch.autocast(z.device.type, enabled=False):
+            dz[rows] += by * (ds @ z)
+            dz += by * (ds.T @ z[rows])
+    return dz, dfactor
+
+
+def _blocks(z: Tensor, classes: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Rows, their products with all rows, and which of these are of the same class, the row itself apart, and not."""
+    step = max(1, BLOCK // len(z))
+    for first in range(0, len(z), step):
+        rows = slice(first, min(first + step, len(z)))
+        with torch.autocast(z.device.type, enabled=False):
+            products = z[rows] @ z.T
+        same = classes[rows, None] == classes
+        positive = same.clone()
+        positive[:, rows].fill_diagonal_(False)
+        yield rows, products, positive, ~same

@@ -1,0 +1,176 @@
+r"""Supervised contrastive learning (Khosla et al. 2020, https://arxiv.org/abs/2004.11362, equations 2 and 3).
+
+With all rows on the unit sphere, :math:`s_{ij} = z_i \cdot z_j / \tau` and :math:`P(i)` the other rows of ``i``'s class
+
+.. math:: \mathcal L_\text{out} = \frac1{|I|} \sum_{i \in I} \Big[ \log \sum_{a \ne i} e^{s_{ia}}
+          - \frac1{|P(i)|} \sum_{p \in P(i)} s_{ip} \Big], \qquad
+          \mathcal L_\text{in} = \frac1{|I|} \sum_{i \in I} \Big[ \log \sum_{a \ne i} e^{s_{ia}}
+          - \log \frac1{|P(i)|} \sum_{p \in P(i)} e^{s_{ip}} \Big],
+
+over the rows :math:`I` that have a positive. The positives of the first, the paper's choice, are a plain sum: over all
+pairs of a class it is :math:`|C|^2 - \sum |z|^2`, ``C`` the sum of its rows, so no label is looked at among the pairs.
+The second asks of every pair whether it is one, in plain PyTorch, a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_kernels.losses.classes import check_labels, class_sums, dense_classes, positives_and_negatives
+from ssl_kernels.losses.spec import LossSpec
+from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
+from ssl_kernels.ops import check_views, self_lse
+
+__all__ = ["SupConLoss", "sup_con_loss", "sup_con_reference"]
+
+FORMS = ("out", "in")
+
+
+def sup_con_loss(
+    features: Tensor | Sequence[Tensor],
+    labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    *,
+    form: str = "out",
+    backend: str | None = None,
+) -> Tensor:
+    r"""Supervised contrastive loss (SupCon), O(N D) memory.
+
+    Args:
+        features: ``[N, D]``, or several views ``[N, D]`` of the same samples, float32/64, bfloat16 or float16;
+            normalised here.
+        labels: ``[N]`` integers, any; rows of the same label are positives of one another. None: every sample is a
+            class of its own, and only its views are positives (NT-Xent for two).
+        temperature: tau, a float or a one-element tensor (then it gets a gradient); ``|tau| >= 1e-8``.
+        form: ``"out"``, the mean over the positives of the logarithm, or ``"in"``, the logarithm of their mean.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
+            The form ``"in"`` is PyTorch's business on all of them.
+
+    Returns:
+        The mean over the rows that have a positive, a float32 scalar (float64 for float64). If none has, zero, with a
+        gradient of zero.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, labels of another length, ``|temperature| < 1e-8`` or NaN, an
+            unknown form, unknown or unavailable backend; the message names what came and what was expected.
+        TypeError: not floating-point features, not integer labels.
+
+    Khosla et al. 2020, https://arxiv.org/abs/2004.11362. Reference: :func:`sup_con_reference`.
+    """
+    views, labels = _check(features, labels, form)
+    scale, multiplier = as_scale(temperature, views[0])
+    classes = dense_classes(labels)
+    z = torch.cat([v if v.dtype == torch.float64 else v.float() for v in views])
+    z, factor = F.normalize(z, dim=1), as_factor(scale, multiplier, z)
+    sums, sizes = class_sums(z.double(), classes, len(z))
+    asks = sizes[classes] > 1
+    if form == "in":
+        pos, neg = positives_and_negatives(z, factor, classes)
+        count = (sizes[classes] - 1).clamp_min(1).to(z.dtype)
+        terms = torch.where(asks, F.softplus(neg - pos, 1.0, 40.0) + count.log(), 0.0)
+        return terms.sum() / asks.sum().clamp_min(1)
+    # The same rows as in the class sums: the rounding of their norms cancels, and so do large parts of the gradients,
+    # which for rows of 16 bits must not be rounded before they meet
+    neg, _, top = self_lse([z], scale, multiplier, period=len(z), normalize=False, backend=backend)
+    squares, _ = class_sums(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) ** 2, classes, len(z))
+    pairs = (sums * sums).sum(1).double() - squares.squeeze(1)  # of a class, each from both ends
+    # in float64, so that no digit is lost between numbers as large as 1/tau
+    total = torch.where(asks, neg + top.double(), 0.0).sum() - factor * (pairs / (sizes - 1).clamp_min(1)).sum()
+    return (total / asks.sum().clamp_min(1)).to(z.dtype)
+
+
+def _check(features: Tensor | Sequence[Tensor], labels: Tensor | None, form: str) -> tuple[list[Tensor], Tensor]:
+    views = [features] if isinstance(features, Tensor) else list(features)
+    if not views:
+        raise ValueError("features: expected at least one view, got none")
+    check_views(views, ["features"] if len(views) == 1 else [f"features[{k}]" for k in range(len(views))])
+    if form not in FORMS:
+        raise ValueError(f"form: expected 'out' or 'in', got {form!r}")
+    if labels is None:
+        labels = torch.arange(len(views[0]), device=views[0].device)
+    check_labels("labels", labels, views[0])
+    return views, labels.repeat(len(views))
+
+
+def sup_con_reference(
+    features: Tensor | Sequence[Tensor],
+    labels: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    *,
+    form: str = "out",
+) -> Tensor:
+    """The same as :func:`sup_con_loss`, written as the paper has it, with the whole matrix and plain autograd."""
+    views, labels = _check(features, labels, form)
+    check_temperature(temperature)
+    z = F.normalize(torch.cat(views), dim=1)
+    others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positives = (labels[:, None] == labels) & others
+    count = positives.sum(1)
+    logits = (z @ z.T / temperature).masked_fill(~others, float("-inf"))
+    if len(z) == 1:  # nothing to be told apart from
+        return (z * 0.0).sum()
+    log_prob = logits - logits.logsumexp(1, keepdim=True)
+    if form == "out":
+        rows = -log_prob.masked_fill(~positives, 0.0).sum(1) / count.clamp_min(1)
+    else:
+        asks = count > 0
+        rows = count.clamp_min(1).log() - torch.where(
+            asks, log_prob.masked_fill(~positives & asks[:, None], float("-inf")).logsumexp(1), 0.0
+        )
+    return rows.sum() / (count > 0).sum().clamp_min(1)
+
+
+class SupConLoss(nn.Module):
+    """:func:`sup_con_loss` as a module: ``SupConLoss(temperature=0.1)(features, labels)``.
+
+    Args:
+        temperature: tau, a float, or a one-element tensor or ``nn.Parameter`` to learn it.
+        form, backend: as in :func:`sup_con_loss`.
+    """
+
+    def __init__(self, temperature: float | Tensor = 0.1, form: str = "out", *, backend: str | None = None) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        if form not in FORMS:
+            raise ValueError(f"form: expected 'out' or 'in', got {form!r}")
+        self.temperature = temperature
+        self.form = form
+        self.backend = backend
+
+    def forward(self, features: Tensor | Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        return sup_con_loss(features, labels, self.temperature, form=self.form, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, form={self.form!r}"
+
+
+def _inputs(n: int, d: int, **tensor: Any) -> dict[str, Any]:
+    return {"features": torch.randn(n, d, **tensor), "labels": _labels(n, **tensor), "temperature": 0.1}
+
+
+def _trained(n: int, d: int, **tensor: Any) -> dict[str, Any]:
+    labels = _labels(n, **tensor)
+    centres = torch.randn(n, d, **tensor)
+    return {"features": centres[labels] + 0.1 * torch.randn(n, d, **tensor), "labels": labels, "temperature": 0.02}
+
+
+def _labels(n: int, dtype: torch.dtype, **tensor: Any) -> Tensor:
+    return torch.randint(max(1, n // 5), (n,), **tensor)
+
+
+SPEC = LossSpec(
+    name="sup_con",
+    fused=sup_con_loss,
+    reference=sup_con_reference,
+    module=SupConLoss,
+    inputs=_inputs,
+    trained=_trained,
+    features=("features",),
+    parameters=("temperature",),
+    cross_entropy=False,  # the positives do not come from the matrix, and where they compete, never vanishes
+)
