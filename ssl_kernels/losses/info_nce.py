@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kernels.losses.spec import LossSpec
+from ssl_kernels.losses.sphere import unit_rows
 from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
 from ssl_kernels.ops import FLOATS, check_alike, check_pairs, check_width, cross_lse
 
@@ -63,8 +64,10 @@ def info_nce_loss(
     if negatives is None:
         rows, _ = cross_lse(query, [positive], scale, multiplier, offset=offset, backend=backend)
         return F.softplus(rows.neg - rows.pos, 1.0, 40.0).mean()
+    # Autocast lets dtypes differ. Widened here, once, the two parts of a gradient meet before they are rounded.
+    query, positive = (t.to(torch.promote_types(t.dtype, negatives.dtype)) for t in (query, positive))
     factor = as_factor(scale, multiplier, query)
-    q, k = _on_the_sphere(query), _on_the_sphere(positive)
+    q, k = unit_rows([query]), unit_rows([positive])
     pos = factor * (q * k).sum(1)
     if negatives.dim() == 3:
         less = (factor * _products(q, negatives)).logsumexp(1) - pos
@@ -77,15 +80,10 @@ def info_nce_loss(
     return F.softplus(less, 1.0, 40.0).mean().to(q.dtype)
 
 
-def _on_the_sphere(x: Tensor) -> Tensor:
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-
-
 def _products(q: Tensor, negatives: Tensor) -> Tensor:
+    unit = unit_rows([negatives.flatten(0, 1)]).view(negatives.shape)
     with torch.autocast(q.device.type, enabled=False):
-        negatives = negatives.to(q.dtype)
-        norms = torch.linalg.vector_norm(negatives, dim=2).clamp_min(1e-12)  # not another [N, K, D]
-        return (negatives @ q[:, :, None]).squeeze(2) / norms
+        return (unit @ q[:, :, None]).squeeze(2)
 
 
 def _check(query: Tensor, positive: Tensor, negatives: Tensor | None, offset: int) -> None:
