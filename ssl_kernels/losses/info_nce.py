@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kernels.losses.spec import LossSpec
-from ssl_kernels.losses.sphere import unit_rows
+from ssl_kernels.losses.sphere import EPS, unit_rows
 from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
-from ssl_kernels.ops import FLOATS, check_alike, check_pairs, check_width, cross_lse
+from ssl_kernels.ops import FLOATS, check_alike, check_pairs, check_width, cosine, cross_lse
 
 __all__ = ["InfoNCELoss", "info_nce_loss", "info_nce_reference"]
 
@@ -67,23 +67,23 @@ def info_nce_loss(
     # Autocast lets dtypes differ. Widened here, once, the two parts of a gradient meet before they are rounded.
     query, positive = (t.to(torch.promote_types(t.dtype, negatives.dtype)) for t in (query, positive))
     factor = as_factor(scale, multiplier, query)
-    q, k = unit_rows([query]), unit_rows([positive])
-    pos = factor * (q * k).sum(1)
+    cosines = cosine(query, positive, EPS, backend=backend)
+    pos = factor * cosines
     if negatives.dim() == 3:
-        less = (factor * _products(q, negatives)).logsumexp(1) - pos
+        less = (factor * _products(query, negatives)).logsumexp(1) - pos
     elif len(negatives) == 0:
         less = pos - torch.inf
     else:
         rows, _ = cross_lse(query, [negatives], scale, multiplier, backend=backend)
         # The positive is not in the matrix. In float64, so that no digit is lost between two numbers as large as 1/tau.
         less = rows.neg + (rows.top - pos)
-    return F.softplus(less, 1.0, 40.0).mean().to(q.dtype)
+    return F.softplus(less, 1.0, 40.0).mean().to(cosines.dtype)
 
 
-def _products(q: Tensor, negatives: Tensor) -> Tensor:
-    unit = unit_rows([negatives.flatten(0, 1)]).view(negatives.shape)
+def _products(query: Tensor, negatives: Tensor) -> Tensor:
+    q, n = unit_rows([query]), unit_rows([negatives.flatten(0, 1)]).view(negatives.shape)
     with torch.autocast(q.device.type, enabled=False):
-        return (unit @ q[:, :, None]).squeeze(2)
+        return (n @ q[:, :, None]).squeeze(2)
 
 
 def _check(query: Tensor, positive: Tensor, negatives: Tensor | None, offset: int) -> None:
