@@ -136,7 +136,8 @@ def readme_table(folder: Path) -> str:
         f"Forward and backward, {row['threads']} threads of {row['machine']} ({row['features']}), "
         f"torch {row['torch']}, commit {row['commit']}, {row['date']}: medians of one interleaved run. "
         "Eager is each loss as most of its users write it (`benchmarks/problems/`); with a retained heap, freed memory "
-        "stays with the process, which helps eager most. `python -m benchmarks` and `python -m benchmarks --retained-heap` repeat it."
+        "stays with the process, which helps eager most. `python -m benchmarks` and "
+        "`python -m benchmarks --retained-heap` repeat it."
     )
     return f"{align(cells)}\n\n{about}"
 
