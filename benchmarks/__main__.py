@@ -14,12 +14,14 @@ import torch
 
 from benchmarks import report
 from benchmarks.harness import environment, heap_is_retained, results_folder, retain_heap
+from benchmarks.problems import PROBLEMS
 from benchmarks.questions import QUESTIONS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("questions", nargs="*", metavar="question", help=f"{', '.join(QUESTIONS)}; default: all")
+    parser.add_argument("--loss", action="append", choices=PROBLEMS, help="again for more; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes only, about two minutes; writes no results")
     parser.add_argument("--retained-heap", action="store_true", help="keep freed memory in the process (see README)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's")
@@ -40,7 +42,7 @@ def main() -> None:
     for name in options.questions or QUESTIONS:
         question = QUESTIONS[name]
         rows = []
-        for row in question.ask(options.quick):
+        for row in question.ask(options.loss or PROBLEMS, options.quick):
             rows.append(row | about)
             if sys.stderr.isatty():
                 print(f"\r{name}: {len(rows)} measurements", end="\r", file=sys.stderr, flush=True)
@@ -49,7 +51,7 @@ def main() -> None:
             file = folder / (name + ("-retained" if heap_is_retained() else "") + ".csv")
             report.write_csv(file, rows)
             if name == "speed":
-                report.plot_speed(file.with_suffix(".png"), rows, f"{about['machine']}, {about['threads']} threads")
+                report.plot_speed(file.with_suffix(""), rows, f"{about['machine']}, {about['threads']} threads")
             print(f"\n{file}")
 
 

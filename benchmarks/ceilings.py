@@ -58,16 +58,9 @@ def _seconds(call, device: str, seconds: float) -> float:
     return interleave({"call": call}, device=device, rounds=10, sample=seconds / 12, budget=seconds)["call"].median
 
 
-def floor_seconds(rates: dict[str, float], m: int, d: int, dtype: str, precision: str, backward: bool) -> float:
-    """No version of NT-Xent that recomputes the matrix is faster: the slowest of products, exponentials and memory.
-
-    By symmetry half of the ``M x M`` logits suffice, in each direction; backward needs one more full product for the
-    gradients. With ``U = 2 M^2 D`` FLOP that is ``U / 2`` forward and ``U / 2 + U`` backward, and one exponential for
-    each of the ``M^2 / 2`` pairs each time. The embeddings are read once a direction, gradients written once.
-    """
+def floor_seconds(
+    rates: dict[str, float], dtype: str, precision: str, flops: float, exponentials: float = 0, moved: float = 0
+) -> float:
+    """The slowest of products, exponentials and bytes moved: what is faster does not do all of the work."""
     key = f"float32 {precision}" if dtype == "float32" else dtype
-    size = getattr(torch, dtype).itemsize
-    flops = 2 * m * m * d * (2.0 if backward else 0.5)
-    exponentials = m * m / 2 * (2 if backward else 1)
-    moved = m * d * size * (3 if backward else 1)
     return max(flops / rates[key], exponentials / rates["exp2"], moved / rates["copy"])

@@ -29,13 +29,12 @@ import torch
 from benchmarks import report
 from benchmarks.ceilings import ceilings, floor_seconds
 from benchmarks.harness import ROOT, Samples, environment, interleave, matmul_precision, results_folder, timer
-from benchmarks.providers import EAGER, Loss, in_chunks, providers
+from benchmarks.problems import EAGER, PROBLEMS, Loss, Problem, providers
 from benchmarks.questions.speed import Job, inputs
-from ssl_kernels.losses import SPECS
 from ssl_kernels.testing import Result, evaluate, peak_extra_bytes, poisoned_memory, relative_error, widened
 
 PHASES = ("forward", "forward+backward")
-SYNCHRONISES = "eager, four blocks"  # a boolean mask asks the device how many elements it has: no CUDA graph
+LARGEST_TRUTH = 32 << 30  # bytes that a check in float64 may take
 
 
 @dataclass(frozen=True)
@@ -49,30 +48,32 @@ class Plan:
     ceilings: float = 20.0
     a_job: float = 2.0
     longest_call: float = 1.5  # no problem is begun whose products alone would take longer
-    rows: tuple[int, ...] = (8192, 32768, 65536, 262144)
-    widths: tuple[int, ...] = (128, 256, 512, 1024)
+    sizes: Mapping[str, tuple[tuple[int, int], ...]] = field(
+        default_factory=lambda: {name: problem.gpu for name, problem in PROBLEMS.items()}
+    )
     precisions: tuple[tuple[torch.dtype, str], ...] = (
         (torch.bfloat16, "highest"),
         (torch.float32, "high"),
         (torch.float32, "highest"),
         (torch.float16, "highest"),
     )
-    compiled: tuple[tuple[int, int, torch.dtype], ...] = (  # compiling takes too long for all
-        (8192, 128, torch.bfloat16),
-        (32768, 128, torch.bfloat16),
+    compiled: tuple[Job, ...] = (  # compiling takes too long for all
+        Job("nt_xent", 4096, 128, torch.bfloat16),
+        Job("nt_xent", 16384, 128, torch.bfloat16),
+        Job("clip", 4096, 512, torch.bfloat16),
+        Job("moco", 1024, 128, torch.bfloat16),
     )
+    long: int = 1 << 45  # entries x width: the two largest of NT-Xent
     matrices: int | None = None  # side of the products that measure the ceilings; None: as the device needs
     test_arguments: tuple[str, ...] = ("-m", "gpu", "tests")
 
     def jobs(self) -> list[Job]:
         """Every problem, a precision after the other, cheap sizes first; those that last longest come last of all."""
-        sizes = [(m, d) for m in self.rows for d in self.widths]
-        jobs = [Job(loss, m // 2, d, *p) for loss in SPECS for p in self.precisions for m, d in sizes]
-        long = max(self.rows) ** 2 * sorted(self.widths)[len(self.widths) // 2]
+        jobs = [Job(name, n, d, *p) for p in self.precisions for name, sizes in self.sizes.items() for n, d in sizes]
 
         def order(job: Job) -> tuple[bool, int, int]:
-            cost = (2 * job.n) ** 2 * job.d
-            return cost >= long, self.precisions.index((job.dtype, job.precision)), cost
+            cost = PROBLEMS[job.loss].entries(job.n) * job.d
+            return cost >= self.long, self.precisions.index((job.dtype, job.precision)), cost
 
         return sorted(jobs, key=order)
 
@@ -202,7 +203,7 @@ def _without_paths(text: str) -> str:
 def _why_not(state: Run, job: Job) -> str | None:
     if state.left() < 20 + state.plan.a_job:
         return "the time was up"
-    seconds = floor_seconds(state.rates, 2 * job.n, job.d, str(job.dtype)[6:], job.precision, backward=True)
+    seconds = _floor(state.rates, job, PHASES[1])
     if seconds > state.plan.longest_call:
         return f"its products alone take {seconds:.1f} s"
     return None
@@ -210,15 +211,16 @@ def _why_not(state: Run, job: Job) -> str | None:
 
 def measure(state: Run, job: Job) -> list[dict[str, Any]]:
     """A row for every provider, phase and way of launching, all of them interleaved."""
-    plan, m, dtype = state.plan, 2 * job.n, str(job.dtype)[6:]
-    draws = [inputs(job, seed, plan.device) for seed in range(_sets(plan.device, m * job.d * job.dtype.itemsize))]
-    truth = _truth(state, job, draws[0])
+    plan, problem = state.plan, PROBLEMS[job.loss]
+    first = inputs(job, 0, plan.device)
+    draws = [first, *(inputs(job, seed, plan.device) for seed in range(1, _sets(plan.device, _bytes(first))))]
+    truth = _truth(state, job, first)
     facts, calls = {}, {}
     with matmul_precision(job.precision):
-        for name, function in providers(job.loss, plan.device, (m, job.d, job.dtype) in plan.compiled).items():
+        for name, function in providers(job.loss, plan.device, job in plan.compiled).items():
             try:
-                facts[name] = _facts(plan.device, name, function, draws[0], truth)
-                calls |= dict(_calls(plan.device, name, function, draws))
+                facts[name] = _facts(plan.device, name, function, problem, first, truth)
+                calls |= dict(_calls(plan.device, name, function, draws, name not in problem.synchronise))
             except Exception as error:  # out of memory, most of the time: the others go on
                 state.not_run.append(f"{name} at {_name(job)}: {_in_one_line(error)}")
             _release(plan.device)
@@ -226,10 +228,11 @@ def measure(state: Run, job: Job) -> list[dict[str, Any]]:
     times = {key: _per_call(taken, key[2], len(draws)) for key, taken in samples.items()}
     rows = []
     for (name, phase, launch), taken in times.items():
-        floor = floor_seconds(state.rates, m, job.d, dtype, job.precision, backward=phase == PHASES[1])
+        floor = _floor(state.rates, job, phase, first)
         eager = times.get((EAGER, phase, launch), times.get((EAGER, phase, "launched")))
         rows.append(
-            {"question": "gpu", "loss": job.loss, "m": m, "d": job.d, "dtype": dtype, "precision": job.precision}
+            {"question": "gpu", "loss": job.loss, "n": job.n, "d": job.d, "dtype": str(job.dtype)[6:]}
+            | {"precision": job.precision}
             | {"provider": name, "phase": phase, "launch": launch}
             | {"input_sets": len(draws), "rounds": len(taken.seconds)}
             | {f"{key}_ms": 1e3 * taken.percentile(q) for key, q in (("median", 50), ("p20", 20), ("p80", 80))}
@@ -251,21 +254,42 @@ def _sets(device: str, size: int) -> int:
     return max(2, min(8, -(-2 * cache // size)))
 
 
+def _floor(rates: Mapping[str, float], job: Job, phase: str, leaves: Mapping[str, Any] | None = None) -> float:
+    """Seconds below which nobody does all of the work: rows are read once, gradients written once."""
+    problem, k = PROBLEMS[job.loss], PHASES.index(phase)
+    entries = problem.entries(job.n)
+    moved = 0
+    if leaves is not None:
+        moved = _bytes(leaves) + k * 2 * _bytes({name: leaves[name] for name in problem.asking})
+    flops, exponentials = 2 * entries * job.d * problem.units[k], entries * problem.exponentials[k]
+    return floor_seconds(dict(rates), str(job.dtype)[6:], job.precision, flops, exponentials, moved)
+
+
+def _bytes(leaves: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in leaves.values() if isinstance(value, torch.Tensor))
+
+
 def _truth(state: Run, job: Job, leaves: dict[str, Any]) -> Result | None:
-    """Value and gradients in float64, where that takes less than two seconds; None where it would not."""
-    if 8 * (2 * job.n) ** 2 * job.d / state.rates["float64"] > 2.0:
+    """Value and gradients in float64, where there is time and room for that; None where there is not."""
+    problem = PROBLEMS[job.loss]
+    entries = problem.entries(job.n)
+    if 8 * entries * job.d / state.rates["float64"] > 2.0:
         return None
-    return evaluate(in_chunks, widened(leaves))
+    if problem.exact is None and 6 * 8 * entries > LARGEST_TRUTH:
+        return None
+    return evaluate(problem.exact or problem.spec.reference, widened(leaves), problem.asking)
 
 
-def _facts(device: str, name: str, function: Loss, leaves: dict[str, Any], truth: Result | None) -> dict[str, Any]:
+def _facts(
+    device: str, name: str, function: Loss, problem: Problem, leaves: dict[str, Any], truth: Result | None
+) -> dict[str, Any]:
     """Errors against ``truth``, our own unwritten outputs poisoned, and the peak of the memory."""
     with poisoned_memory() if name.startswith("ssl_kernels") else contextlib.nullcontext():
-        got = evaluate(function, leaves)
+        got = evaluate(function, leaves, problem.asking)
     errors = {"loss_error": "not checked", "gradient_error": "not checked"}
     if truth is not None:
         errors["loss_error"] = relative_error(got.loss, truth.loss)
-        ours, exact = torch.cat([*got.grads.values()]).double(), torch.cat([*truth.grads.values()])
+        ours, exact = (torch.cat([r[f].double() for f in problem.spec.features if f in r.grads]) for r in (got, truth))
         errors["gradient_error"] = relative_error(ours, exact)
     del got
     step = _step(function, PHASES[1])
@@ -289,13 +313,13 @@ def _step(function: Loss, phase: str) -> Callable[[dict[str, Any]], None]:
 
 
 def _calls(
-    device: str, name: str, function: Loss, draws: list[dict[str, Any]]
+    device: str, name: str, function: Loss, draws: list[dict[str, Any]], graph: bool
 ) -> Iterator[tuple[tuple[str, str, str], Callable[[], Any]]]:
     """``(provider, phase, launch)`` and what to time: launched one by one, and replayed from a CUDA graph."""
     for phase in PHASES:
         step, turns = _step(function, phase), cycle(draws)
         yield (name, phase, "launched"), lambda step=step, turns=turns: step(next(turns))
-        if device != "cuda" or name == SYNCHRONISES or name.startswith("compile"):
+        if device != "cuda" or not graph or name.startswith("compile"):
             continue
         # where a call lasts long, a graph saves nothing and its memory pool costs a second matrix
         if timer(device)(lambda step=step: step(draws[0]), 1) < 5e-3:
@@ -329,7 +353,7 @@ def _release(device: str) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- results
 def _name(job: Job) -> str:
-    return f"M={2 * job.n} D={job.d} {str(job.dtype)[6:]} {job.precision}"
+    return f"{job.loss} N={job.n} D={job.d} {str(job.dtype)[6:]} {job.precision}"
 
 
 def _shown(row: Mapping[str, Any]) -> bool:
@@ -354,11 +378,11 @@ def summary(state: Run) -> str:
         rows = [_with_launch(row) for row in state.rows if row["phase"] == phase]
         if rows:
             lines += ["", f"{phase.capitalize()}: ms (times faster than eager; share of the floor)", ""]
-            lines.append(report.table(rows, ("m", "d", "dtype", "precision"), _cell))
+            lines.append(report.table(rows, ("loss", "n", "d", "dtype", "precision"), _cell))
     checked = [row for row in state.rows if row["phase"] == PHASES[1] and row["launch"] == "launched"]
     if checked:
         lines += ["", "Relative error against float64, loss / gradient; peak memory beyond the inputs in MiB", ""]
-        lines.append(report.table(checked, ("m", "d", "dtype", "precision"), _facts_cell))
+        lines.append(report.table(checked, ("loss", "n", "d", "dtype", "precision"), _facts_cell))
     if state.not_run:
         lines += ["", "Not run:", *(f"* {what}" for what in state.not_run)]
     return "\n".join(lines) + "\n"
@@ -382,7 +406,7 @@ def _facts_cell(row: Mapping[str, Any]) -> str:
 def plot(state: Run) -> None:
     rows = [row for row in state.rows if _shown(row)]
     if rows:
-        report.plot_speed(state.folder / "speed.png", rows, f"{state.about['machine']}, forward and backward", x="m")
+        report.plot_speed(state.folder / "speed", rows, f"{state.about['machine']}, forward and backward")
 
 
 if __name__ == "__main__":

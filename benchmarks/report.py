@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ Row = dict[str, Any]
 
 # What must not be taken for a number, however much it looks like one: versions, and commits such as 12e4567.
 TEXT = {"commit", "date", "machine", "features", "kernels", "heap", "omp", "python", "torch", "triton", "ssl_kernels"}
+
+COLUMNS = ("loss", "n", "d", "dtype", "precision")
 
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
@@ -61,37 +64,45 @@ def _number(text: str) -> Any:
     return text
 
 
-def plot_speed(path: Path, rows: Sequence[Row], title: str, time: str = "median_ms", x: str = "n") -> None:
-    """Time against size, a line a provider, a panel for each width, dtype and precision."""
+def plot_speed(stem: Path, rows: Sequence[Row], title: str) -> list[Path]:
+    """Time against size: a file ``<stem>-<loss>.png`` each, a panel a width, dtype and precision, a line a provider."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = list(dict.fromkeys((row["d"], row["dtype"], row["precision"]) for row in rows))
-    names = list(dict.fromkeys(row["provider"] for row in rows))
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    figure, axes = plt.subplots(down, across, figsize=(5 * across, 3.8 * down), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    for axis, (d, dtype, precision) in zip(axes.flat, panels, strict=False):
-        here = [row for row in rows if (row["d"], row["dtype"], row["precision"]) == (d, dtype, precision)]
-        for k, name in enumerate(names):
-            points = sorted((row[x], row[time]) for row in here if row["provider"] == name)
-            if points:
-                ours = name.startswith("ssl_kernels")
-                axis.loglog(
-                    *zip(*points, strict=True), "o-" if ours else ".--", lw=2 if ours else 1, color=f"C{k}", label=name
-                )
-        axis.set_title(f"D = {d}, {dtype}" + (f", {precision!r}" if dtype == "float32" else ""), fontsize=10)
-        axis.set_xlabel({"n": "N samples", "m": "M rows"}[x])
-        axis.set_ylabel("ms")
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    paths = []
+    for loss in dict.fromkeys(row["loss"] for row in rows):
+        mine = [row for row in rows if row["loss"] == loss]
+        panels = list(dict.fromkeys((row["d"], row["dtype"], row["precision"]) for row in mine))
+        names = list(dict.fromkeys(row["provider"] for row in mine))
+        across = min(3, len(panels))
+        down = -(-len(panels) // across)
+        figure, axes = plt.subplots(down, across, figsize=(5 * across, 3.8 * down), squeeze=False, layout="constrained")
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            here = [row for row in mine if (row["d"], row["dtype"], row["precision"]) == panel]
+            _panel(axis, here, names, *panel)
+        axes[0, 0].legend(fontsize=7)
+        figure.suptitle(f"{loss}, {title}")
+        paths.append(stem.with_name(f"{stem.name}-{re.sub('[^a-z0-9_]+', '-', loss)}.png"))
+        figure.savefig(paths[-1], dpi=110)
+        plt.close(figure)
+    return paths
+
+
+def _panel(axis: Any, rows: Sequence[Row], names: Sequence[str], d: int, dtype: str, precision: str) -> None:
+    for k, name in enumerate(names):
+        points = sorted((row["n"], row["median_ms"]) for row in rows if row["provider"] == name)
+        if points:
+            ours = name.startswith("ssl_kernels")
+            style = "o-" if ours else ".--"
+            axis.loglog(*zip(*points, strict=True), style, lw=2 if ours else 1, color=f"C{k}", label=name)
+    axis.set_title(f"D = {d}, {dtype}" + (f", {precision!r}" if dtype == "float32" else ""), fontsize=10)
+    axis.set_xlabel("N samples")
+    axis.set_ylabel("ms")
+    axis.grid(alpha=0.3)
 
 
 # --------------------------------------------------------------------------------------------------------------- README
@@ -102,25 +113,31 @@ def readme_table(folder: Path) -> str:
     if not speed:
         raise FileNotFoundError(f"{folder}: expected speed.csv, found none; run python -m benchmarks first")
     heaps = list(dict.fromkeys(row["heap"] for row in speed))
-    head = ["N", "D", "dtype, precision", "eager ms", "ssl_kernels ms"]
+    head = ["loss", "N", "D", "dtype, precision", "eager ms", "ssl_kernels ms"]
     head += [f"times faster ({heap} heap)" for heap in heaps] + ["eager MiB", "ssl_kernels MiB"]
     ours = next(row["provider"] for row in speed if row["provider"].startswith("ssl_kernels"))
     cells = [head]
-    for key in dict.fromkeys((row["n"], row["d"], row["dtype"], row["precision"]) for row in speed):
-        at = {(r["heap"], r["provider"]): r for r in speed if (r["n"], r["d"], r["dtype"], r["precision"]) == key}
-        peaks = {r["provider"]: r["peak_mib"] for r in memory if (r["n"], r["d"], r["dtype"]) == key[:3]}
-        n, d, dtype, precision = key
-        line = [str(n), str(d), f'{dtype}, "{precision}"' if dtype == "float32" else dtype]
+    largest: dict[tuple, int] = {}
+    for row in speed:
+        largest[row["loss"], row["d"]] = max(row["n"], largest.get((row["loss"], row["d"]), 0))
+    for key in dict.fromkeys((row["loss"], row["n"], row["d"], row["dtype"], row["precision"]) for row in speed):
+        loss, n, d, dtype, precision = key
+        if n < largest[loss, d]:
+            continue  # the rest is in the results
+        at = {(r["heap"], r["provider"]): r for r in speed if tuple(r[c] for c in COLUMNS) == key}
+        peaks = {r["provider"]: r["peak_mib"] for r in memory if tuple(r[c] for c in COLUMNS[:4]) == key[:4]}
+        line = [loss, str(n), str(d), f'{dtype}, "{precision}"' if dtype == "float32" else dtype]
         line += [f"{at[heaps[0], name]['median_ms']:.3g}" for name in ("eager", ours)]
         line += [f"{at[heap, ours]['median_times_faster']:.1f}" if (heap, ours) in at else "" for heap in heaps]
         line += [f"{peaks[name]:.0f}" if name in peaks else "" for name in ("eager", ours)]
         cells.append(line)
     row = speed[0]
     about = (
-        f"NT-Xent, forward and backward, {row['threads']} threads of {row['machine']} ({row['features']}), "
+        f"Forward and backward, {row['threads']} threads of {row['machine']} ({row['features']}), "
         f"torch {row['torch']}, commit {row['commit']}, {row['date']}: medians of one interleaved run. "
-        "Eager is `F.normalize`, `z @ z.T`, mask, `cross_entropy`; with a retained heap, freed memory stays with the "
-        "process, which helps eager most. `python -m benchmarks` and `python -m benchmarks --retained-heap` repeat it."
+        "Eager is each loss as most of its users write it (`benchmarks/problems/`); with a retained heap, freed memory "
+        "stays with the process, which helps eager most. `python -m benchmarks` and "
+        "`python -m benchmarks --retained-heap` repeat it."
     )
     return f"{align(cells)}\n\n{about}"
 

@@ -72,9 +72,9 @@ class Case:
         generator = torch.Generator(self.device).manual_seed(seed)
         draw = self.spec.trained if self.trained else self.spec.inputs
         inputs = draw(self.n, self.d, dtype=self.dtype, device=self.device, generator=generator)
-        for name, value in (("temperature", self.temperature), ("logit_scale", 1 / self.temperature)):
+        for name, number in (("temperature", self.temperature), ("logit_scale", 1 / self.temperature)):
             if name in inputs:
-                inputs[name] = value
+                inputs[name] = number
         for name in self.spec.parameters if learned else ():
             # through float32, so that the same number is meant in every dtype
             value = torch.tensor(inputs[name], dtype=torch.float32, device=self.device)

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from benchmarks import ceilings, gpu, harness, report
-from benchmarks.providers import EAGER, in_chunks, in_four_blocks, providers, without_copies
+from benchmarks.problems import EAGER, PROBLEMS, providers
 from benchmarks.questions import QUESTIONS, accuracy, memory, speed, step
 from benchmarks.questions.speed import Job
 from ssl_kernels import backends, nt_xent_loss, nt_xent_reference
+from ssl_kernels.losses import LOSSES
 from ssl_kernels.testing import Case, evaluate, relative_error
 
 
@@ -57,30 +58,48 @@ def test_every_row_knows_where_it_comes_from():
 
 
 # ------------------------------------------------------------------------------------------------------------ providers
-@pytest.mark.parametrize("function", [in_four_blocks, without_copies, in_chunks], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("n", [1, 2, 33, 300])
-def test_every_provider_computes_the_same(function, n):
-    inputs = Case("nt_xent", "reference", "cpu", torch.float64, n, 16, 0.3).inputs() | {"temperature": 0.3}
-    got, expected = evaluate(function, inputs), evaluate(nt_xent_reference, inputs)
-    torch.testing.assert_close(got.loss, expected.loss)
-    for name in expected.grads:
-        torch.testing.assert_close(got[name], expected[name])
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("n", [2, 33, 130])
+def test_every_rival_computes_the_same(name, n):
+    problem = PROBLEMS[name]
+    case = Case(problem.loss, "reference", "cpu", torch.float64, n, 16, 0.3 if problem.spec.temperatures is None else 1)
+    inputs = case.inputs(learned=False)
+    expected = evaluate(problem.spec.reference, inputs, problem.asking)
+    for rival, function in problem.rivals.items():
+        if "float32" not in rival:
+            got = evaluate(function, inputs, problem.asking)
+            torch.testing.assert_close(got.loss, expected.loss)
+            for feature in problem.spec.features:
+                if feature in expected.grads:
+                    torch.testing.assert_close(got[feature], expected[feature])
 
 
-def test_ours_and_eager_are_among_the_providers():
-    table = providers("nt_xent")
-    assert EAGER in table and table[EAGER] is nt_xent_reference
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_is_what_the_loss_takes(name):
+    problem = PROBLEMS[name]
+    inputs = problem.draw(4, 8, torch.float32, 0)
+    asking = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.requires_grad]
+    assert sorted(asking) == sorted(problem.asking)
+    evaluate(problem.spec.reference, inputs, problem.asking)
+    assert {problem.loss for problem in PROBLEMS.values()} >= {loss.SPEC.name for loss in LOSSES}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_ours_and_eager_are_among_the_providers(name):
+    table = providers(name)
+    assert EAGER in table and set(PROBLEMS[name].compiled) <= set(PROBLEMS[name].rivals)
     assert ("ssl_kernels cpu" in table) == (backends.status()["cpu"] is None)
     assert not any("reference" in name for name in table)
-    assert sum(name.startswith("compile(") for name in table) == 3
-    assert not any(name.startswith("compile(") for name in providers("nt_xent", compiled=False))
+    assert sum(name.startswith("compile(") for name in table) == len(PROBLEMS[name].compiled)
+    assert not any(name.startswith("compile(") for name in providers(name, compiled=False))
 
 
 # ------------------------------------------------------------------------------------------------------------ questions
-def test_speed_rows(monkeypatch):
-    monkeypatch.setattr(speed, "QUICK", ((8, 4),))
-    rows = list(speed.ask(quick=True))
-    names = list(providers("nt_xent", compiled=False))
+@pytest.mark.parametrize("loss", PROBLEMS)
+def test_speed_rows(monkeypatch, loss):
+    monkeypatch.setitem(PROBLEMS, loss, replace(PROBLEMS[loss], quick=((8, 4),)))
+    rows = list(speed.ask([loss], quick=True))
+    names = list(providers(loss, compiled=False))
     assert len(rows) == len(names) * len(speed.PRECISIONS)
     for row in rows:
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
@@ -97,7 +116,8 @@ def test_memory_is_asked_in_a_fresh_process():
 
 def test_accuracy_rows(monkeypatch):
     monkeypatch.setattr(accuracy, "TEMPERATURES", (0.1,))
-    rows = list(accuracy.ask(quick=True))
+    rows = list(accuracy.ask(["nt_xent", "moco"], quick=True))
+    assert {row["loss"] for row in rows} == {"nt_xent", "moco"}
     assert {row["regime"] for row in rows} == {"as drawn", "trained"}
     assert all(row["gradient_error"] < 1e-5 for row in rows if row["provider"] == EAGER and row["dtype"] == "float32")
 
@@ -115,7 +135,8 @@ def test_every_question_can_be_asked():
 
 # --------------------------------------------------------------------------------------------------------------- report
 ROWS = [
-    {"n": n, "d": 128, "dtype": "float32", "precision": "highest", "heap": heap, "provider": provider}
+    {"loss": "nt_xent", "n": n, "d": 128, "dtype": "float32", "precision": "highest"}
+    | {"heap": heap, "provider": provider}
     | {"median_ms": ms, "median_times_faster": 20.0 / ms, "threads": 2, "machine": "a machine", "features": "avx512f"}
     | {"torch": "2.13", "commit": "abc", "date": "2026-01-01"}
     for heap in ("default", "retained")
@@ -133,14 +154,15 @@ def test_rows_survive_the_csv(tmp_path):
 def test_the_readme_gets_what_the_csv_files_hold_and_nothing_else(tmp_path):
     report.write_csv(tmp_path / "speed.csv", ROWS[:4])
     report.write_csv(tmp_path / "speed-retained.csv", ROWS[4:])
-    report.write_csv(tmp_path / "memory.csv", [ROWS[0] | {"peak_mib": 12.3}])
+    report.write_csv(tmp_path / "memory.csv", [ROWS[2] | {"peak_mib": 12.3}])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for _ in range(2):  # again: the same
         report.write_readme(tmp_path, readme)
         text = readme.read_text()
-        assert text.startswith(f"before\n{report.BEGIN}\n| N ") and text.endswith(f"{report.END}\nafter\n")
-    assert "old" not in text and "retained heap" in text and "| 256 " in text and "| 12 " in text
+        assert text.startswith(f"before\n{report.BEGIN}\n| loss ") and text.endswith(f"{report.END}\nafter\n")
+    assert "old" not in text and "retained heap" in text and "| 4096 " in text and "| 12 " in text
+    assert "| 256 " not in text  # the largest size speaks for a loss
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="expected the markers"):
         report.write_readme(tmp_path, readme)
@@ -150,13 +172,16 @@ def test_the_readme_gets_what_the_csv_files_hold_and_nothing_else(tmp_path):
 
 def test_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    report.plot_speed(tmp_path / "speed.png", ROWS, "a machine")
-    assert (tmp_path / "speed.png").stat().st_size > 10_000
+    other = [row | {"loss": "sup_con, 10 classes"} for row in ROWS]
+    paths = report.plot_speed(tmp_path / "speed", [*ROWS, *other], "a machine")
+    assert [path.name for path in paths] == ["speed-nt_xent.png", "speed-sup_con-10-classes.png"]
+    assert all(path.stat().st_size > 10_000 for path in paths)
 
 
 @pytest.mark.parametrize("heap", ["default", "retained"])
 def test_the_command_prints_and_writes(tmp_path, heap):
     command = [sys.executable, "-m", "benchmarks", "--threads", "1", "--out", str(tmp_path), "accuracy", "--quick"]
+    command += ["--loss", "nt_xent"]
     command += ["--retained-heap"] if heap == "retained" else []
     done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, timeout=300, check=True)
     assert "Relative error against float64" in done.stdout and f"heap         {heap}" in done.stdout
@@ -172,7 +197,8 @@ def test_an_unknown_question_is_refused_in_one_line():
 
 # ------------------------------------------------------------------------------------------------------------------ GPU
 TINY = gpu.Plan(
-    device="cpu", whole=120, tests=60, ceilings=0.2, a_job=0.2, rows=(16, 64), widths=(4, 8), compiled=(), matrices=64,
+    device="cpu", whole=120, tests=60, ceilings=0.2, a_job=0.2, compiled=(), matrices=64,
+    sizes={"nt_xent": ((8, 4), (32, 4), (8, 8)), "clip": ((32, 8),)},
     precisions=((torch.bfloat16, "highest"), (torch.float32, "high")),
 )  # fmt: skip
 
@@ -187,12 +213,12 @@ def test_the_whole_run_on_a_cpu(tmp_path, no_build):
     test.write_text("def test_nothing():\n    pass\n")
     state = gpu.run(replace(TINY, test_arguments=(str(test),)), tmp_path)
     assert state.stages["tests"]["passed"] and "1 passed" in state.stages["tests"]["outcome"], state.stages
-    assert len({(row["m"], row["d"], row["dtype"]) for row in state.rows}) == 8
+    assert len({(row["loss"], row["n"], row["d"], row["dtype"]) for row in state.rows}) == 8
     assert all(0 < row["share_of_floor"] for row in state.rows)
     worst = {"float32": 1e-5, "bfloat16": 0.1}
     assert all(row["gradient_error"] < worst[row["dtype"]] for row in state.rows)
     text = (tmp_path / "README.md").read_text()
-    assert "Forward+backward: ms" in text and "bfloat16" in text and "| 64 " in text
+    assert "Forward+backward: ms" in text and "bfloat16" in text and "| clip " in text
     assert (tmp_path / "run.json").exists() and len(report.read_csv(tmp_path / "speed.csv")) == len(state.rows)
 
 
@@ -204,7 +230,7 @@ def test_what_was_measured_is_kept_when_something_fails(tmp_path, no_build, monk
     monkeypatch.setattr(gpu, "providers", lambda *a, **k: {EAGER: nt_xent_reference, "broken": broken})
     state = gpu.run(TINY, tmp_path)
     assert {row["provider"] for row in state.rows} == {EAGER}
-    assert "broken at M=16 D=4 bfloat16 highest: RuntimeError: out of luck" in state.not_run
+    assert "broken at nt_xent N=8 D=4 bfloat16 highest: RuntimeError: out of luck" in state.not_run
     monkeypatch.setattr(gpu, "measure", broken)
     state = gpu.run(TINY, tmp_path)
     assert not state.rows and len(state.not_run) == 8
@@ -225,29 +251,32 @@ def test_a_stage_that_hangs_is_ended_with_all_it_started():
 
 
 def test_the_plan_covers_every_size_once_and_the_cheap_ones_first():
-    jobs = gpu.Plan().jobs()
-    assert len(set(jobs)) == len(jobs) == 64
-    assert {2 * job.n for job in jobs} == {8192, 32768, 65536, 262144} and {job.d for job in jobs} == {
-        128,
-        256,
-        512,
-        1024,
-    }
-    first = jobs[:14]  # all of the first precision but the two that last longest
-    costs = [job.n**2 * job.d for job in first]
-    assert {job.dtype for job in first} == {torch.bfloat16} and costs == sorted(costs)
-    assert {(2 * job.n, job.d) for job in jobs[-8:]} == {(262144, 512), (262144, 1024)}
     plan = gpu.Plan()
+    jobs = plan.jobs()
+    assert len(set(jobs)) == len(jobs) and {job.loss for job in jobs} == set(PROBLEMS)
+    assert {job.n for job in jobs if job.loss == "nt_xent"} == {4096, 16384, 32768, 131072}
+    assert {(job.n, job.d) for job in jobs if job.loss == "moco"} == {(n, 128) for n in (256, 512, 1024, 2048, 4096)}
+    assert {job.d for job in jobs if job.loss == "clip"} == {512, 768, 1024} and set(plan.compiled) <= set(jobs)
+    costs = [PROBLEMS[job.loss].entries(job.n) * job.d for job in jobs]
+    first = sum(job.dtype == torch.bfloat16 and cost < plan.long for job, cost in zip(jobs, costs, strict=True))
+    assert {job.dtype for job in jobs[:first]} == {torch.bfloat16} and costs[:first] == sorted(costs[:first])
+    assert {(job.loss, job.n, job.d) for job in jobs[-8:]} == {("nt_xent", 131072, 512), ("nt_xent", 131072, 1024)}
     assert plan.build + plan.tests + plan.ceilings + 60 < plan.whole < 540
 
 
 def test_the_floor_is_the_slowest_unit():
     rates = {"bfloat16": 1e12, "float32 high": 5e11, "exp2": 1e12, "copy": 1e12}
-    m, d = 1024, 64
-    assert ceilings.floor_seconds(rates, m, d, "bfloat16", "highest", backward=True) == 4 * m * m * d / 1e12
-    assert ceilings.floor_seconds(rates, m, d, "float32", "high", backward=False) == m * m * d / 5e11
-    assert ceilings.floor_seconds(rates | {"exp2": 1.0}, m, d, "bfloat16", "highest", backward=True) == m * m
-    assert ceilings.floor_seconds(rates | {"copy": 1.0}, m, d, "bfloat16", "highest", backward=False) == m * d * 2
+    assert ceilings.floor_seconds(rates, "bfloat16", "highest", 3e9, 1e9, 1e9) == 3e-3
+    assert ceilings.floor_seconds(rates, "float32", "high", 3e9, 1e9, 1e9) == 6e-3
+    assert ceilings.floor_seconds(rates, "bfloat16", "highest", 3e9, 4e9) == 4e-3
+    assert ceilings.floor_seconds(rates, "bfloat16", "highest", 3e9, moved=5e9) == 5e-3
+    job = Job("clip", 1024, 64, torch.bfloat16)
+    assert gpu._floor(rates, job, "forward") == 2 * 1024**2 * 64 / 1e12
+    assert gpu._floor(rates, job, "forward+backward") == 4 * 2 * 1024**2 * 64 / 1e12
+    inputs = speed.inputs(Job("moco", 2, 2, torch.bfloat16), 0)
+    assert gpu._bytes(inputs) == (2 * 2 * 2 + 65536 * 2) * 2
+    floor = gpu._floor(rates | {"copy": 1e3}, Job("moco", 2, 2, torch.bfloat16), "forward+backward", inputs)
+    assert floor == (gpu._bytes(inputs) + 2 * 8) / 1e3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

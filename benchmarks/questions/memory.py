@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 
 from benchmarks.harness import in_fresh_process
-from benchmarks.providers import providers
+from benchmarks.problems import PROBLEMS, providers
 from benchmarks.questions.speed import Job, inputs, training_call
-from ssl_kernels.losses import SPECS
 from ssl_kernels.testing import peak_extra_bytes
 
 TITLE = "Peak memory of forward and backward beyond the inputs, MiB (gradients included)"
 COLUMNS = ("loss", "n", "d", "dtype")
 
-SIZES = ((1024, 128), (4096, 128), (4096, 512), (65536, 128))
-QUICK = ((1024, 128),)
+LARGEST_N = 65536
 LARGEST_MATRIX = 4 << 30  # bytes of one float32 copy; where it is larger, only ours is asked: the others take minutes
 
 
-def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
-    for loss in SPECS:
-        for n, d in QUICK if quick else SIZES:
+def ask(losses: Collection[str] = PROBLEMS, quick: bool = False) -> Iterator[dict[str, Any]]:
+    for loss in losses:
+        problem = PROBLEMS[loss]
+        largest = (LARGEST_N, problem.sizes[-1][1])
+        sizes = problem.quick if quick else [size for size in problem.sizes if size[0] >= 1024] + [largest]
+        for n, d in sizes:
             for dtype in (torch.float32, torch.bfloat16):
                 for name in providers(loss, compiled=not quick and n <= 4096):
                     job = Job(loss, n, d, dtype)
-                    rows = len(SPECS[loss].features) * n
-                    if 4 * rows * rows > LARGEST_MATRIX and not name.startswith("ssl_kernels"):
+                    if 4 * problem.entries(n) > LARGEST_MATRIX and not name.startswith("ssl_kernels"):
                         continue
                     peak = in_fresh_process(peak_of, name, job, torch.get_num_threads())
                     yield {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -10,18 +10,15 @@ from typing import Any
 import torch
 
 from benchmarks.harness import interleave, matmul_precision, ratios
-from benchmarks.providers import EAGER, Loss, providers
-from ssl_kernels.losses import SPECS
+from benchmarks.problems import EAGER, PROBLEMS, Loss, providers
 
 TITLE = "Forward and backward, milliseconds (times faster than eager in the same run)"
 COLUMNS = ("loss", "n", "d", "dtype", "precision")
 
-TEMPERATURE = 0.1
-
 
 @dataclass(frozen=True)
 class Job:
-    """One line of the table: a problem that all providers solve."""
+    """One line of the table: a problem (its name is in ``PROBLEMS``) at one size, which all providers solve."""
 
     loss: str
     n: int
@@ -31,20 +28,22 @@ class Job:
 
 
 PRECISIONS = ((torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "highest"))
-SIZES = ((32, 128), (64, 128), (128, 128), (256, 128), (1024, 128), (2048, 512), (4096, 128), (4096, 512), (8192, 128))
-QUICK = ((256, 128), (1024, 128))
 
 
-def jobs(quick: bool) -> list[Job]:
-    sizes = QUICK if quick else SIZES
-    return [Job(loss, n, d, *precision) for loss in SPECS for precision in PRECISIONS for n, d in sizes]
+def jobs(losses: Collection[str], quick: bool) -> list[Job]:
+    return [
+        Job(loss, n, d, *precision)
+        for loss in losses
+        for precision in PRECISIONS
+        for n, d in (PROBLEMS[loss].quick if quick else PROBLEMS[loss].sizes)
+    ]
 
 
-def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
-    for job in jobs(quick):
+def ask(losses: Collection[str] = PROBLEMS, quick: bool = False) -> Iterator[dict[str, Any]]:
+    for job in jobs(losses, quick):
         # compiling costs up to half a minute a size and dtype: only where someone reads the result
         compiled = not quick and job.n in (256, 4096)
-        yield from measure(job, providers(job.loss, compiled=compiled), rounds=7 if quick else 15)
+        yield from measure(job, providers(job.loss, compiled=compiled), rounds=3 if quick else 15)
 
 
 def measure(job: Job, candidates: dict[str, Loss], rounds: int, budget: float = 60.0) -> list[dict[str, Any]]:
@@ -58,7 +57,7 @@ def measure(job: Job, candidates: dict[str, Loss], rounds: int, budget: float = 
         times = ratios(samples[EAGER], taken)
         rows.append(
             {"question": "speed", "loss": job.loss, "n": job.n, "d": job.d, "dtype": str(job.dtype)[6:]}
-            | {"precision": job.precision, "temperature": TEMPERATURE, "provider": name, "rounds": len(taken.seconds)}
+            | {"precision": job.precision, "provider": name, "rounds": len(taken.seconds)}
             | {f"{key}_ms": 1e3 * taken.percentile(q) for key, q in (("median", 50), ("p20", 20), ("p80", 80))}
             | {f"{key}_times_faster": times.percentile(q) for key, q in (("median", 50), ("p20", 20), ("p80", 80))}
         )
@@ -66,13 +65,7 @@ def measure(job: Job, candidates: dict[str, Loss], rounds: int, budget: float = 
 
 
 def inputs(job: Job, seed: int, device: str = "cpu") -> dict[str, Any]:
-    """Fresh inputs of a job, the features asking for a gradient."""
-    generator = torch.Generator(device).manual_seed(seed)
-    spec = SPECS[job.loss]
-    drawn = spec.inputs(job.n, job.d, dtype=job.dtype, device=device, generator=generator)
-    if "temperature" in drawn:
-        drawn["temperature"] = TEMPERATURE
-    return {name: value.requires_grad_() if name in spec.features else value for name, value in drawn.items()}
+    return PROBLEMS[job.loss].draw(job.n, job.d, job.dtype, seed, device)
 
 
 def training_call(function: Loss, draws: list[dict[str, Any]]) -> Callable[[], None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 
 from benchmarks.harness import interleave, ratios
-from benchmarks.providers import EAGER, providers
-from benchmarks.questions.speed import TEMPERATURE
+from benchmarks.problems import EAGER, providers
 from methods.encoders import build_encoder
 from methods.heads import SimCLRProjectionHead
 
@@ -17,9 +16,12 @@ TITLE = "Share of the loss, forward and backward, in a SimCLR step (small encode
 COLUMNS = ("loss", "n", "d", "dtype")
 
 BATCH = 512
+TEMPERATURE = 0.1
 
 
-def ask(quick: bool = False) -> Iterator[dict[str, Any]]:
+def ask(losses: Collection[str] = ("nt_xent",), quick: bool = False) -> Iterator[dict[str, Any]]:
+    if "nt_xent" not in losses:
+        return
     batch = 64 if quick else BATCH
     torch.manual_seed(0)
     encoder = build_encoder("small", 32, torch.full((3,), 0.5), torch.full((3,), 0.25))

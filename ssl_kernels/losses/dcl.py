@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ssl_kernels.losses.gather import lse_over_ranks
 from ssl_kernels.losses.spec import LossSpec
+from ssl_kernels.losses.sphere import unit_rows
 from ssl_kernels.losses.temperature import as_scale, check_temperature
 from ssl_kernels.ops import check_views, self_lse
 
@@ -78,7 +79,7 @@ def mises_fisher_weights(z1: Tensor, z2: Tensor, sigma: float = 0.5) -> Tensor:
 
 
 def _weights(weight_fn: Weights, z1: Tensor, z2: Tensor) -> Tensor:
-    u1, u2 = (F.normalize(z if z.dtype == torch.float64 else z.float(), dim=1) for z in (z1, z2))
+    u1, u2 = unit_rows([z1]), unit_rows([z2])
     both = weight_fn(u1, u2), weight_fn(u2, u1)
     for w in both:
         if w.shape != (len(z1),):

@@ -7,7 +7,8 @@ Every process must hold as many rows as the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,14 +26,19 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, world_size):
         rows = x.new_empty(world_size * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(rows, x.contiguous())
+        _collective("all_gather_single", "all_gather_into_tensor")(rows, x.contiguous())
         return rows
 
     @staticmethod
     def backward(ctx, g):
         mine = g.new_empty(len(g) // dist.get_world_size(), *g.shape[1:])
-        dist.reduce_scatter_tensor(mine, g.contiguous())
+        _collective("reduce_scatter_single", "reduce_scatter_tensor")(mine, g.contiguous())
         return mine, None
+
+
+def _collective(name: str, former: str) -> Callable[..., Any]:
+    """Of the two names, torch 2.13 warns of the second, and torch before it does not know the first."""
+    return getattr(dist, name, None) or getattr(dist, former)
 
 
 def shift_rows(x: Tensor, *shifts: int) -> tuple[Tensor, ...]:

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kernels.losses.spec import LossSpec
+from ssl_kernels.losses.sphere import EPS, unit_rows
 from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
-from ssl_kernels.ops import FLOATS, check_alike, check_pairs, check_width, cross_lse
+from ssl_kernels.ops import FLOATS, accumulate_dtype, check_alike, check_pairs, check_width, cosine, cross_lse
 
 __all__ = ["InfoNCELoss", "info_nce_loss", "info_nce_reference"]
 
@@ -33,6 +34,7 @@ def info_nce_loss(
     temperature: float | Tensor = 0.1,
     *,
     offset: int = 0,
+    normalize: bool = True,
     backend: str | None = None,
 ) -> Tensor:
     r"""Cross-entropy of every query's positive among negatives (InfoNCE; MoCo with a queue), O(N D) memory.
@@ -45,6 +47,7 @@ def info_nce_loss(
             ``[N, K, D]``, K for each query; of the same dtype and device. ``K`` may be 0.
         temperature: tau, a float or a one-element tensor (then it gets a gradient); ``|tau| >= 1e-8``.
         offset: the row of query 0's positive (local queries against keys gathered from several machines).
+        normalize: False to take all rows as they are.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
             Negatives of each query's own, as large as the logits, are PyTorch's business on all of them.
 
@@ -61,31 +64,35 @@ def info_nce_loss(
     _check(query, positive, negatives, offset)
     scale, multiplier = as_scale(temperature, query)
     if negatives is None:
-        rows, _ = cross_lse(query, [positive], scale, multiplier, offset=offset, backend=backend)
+        rows, _ = cross_lse(query, [positive], scale, multiplier, offset=offset, normalize=normalize, backend=backend)
         return F.softplus(rows.neg - rows.pos, 1.0, 40.0).mean()
+    # Autocast lets dtypes differ. Widened here, once, the two parts of a gradient meet before they are rounded.
+    query, positive = (t.to(torch.promote_types(t.dtype, negatives.dtype)) for t in (query, positive))
     factor = as_factor(scale, multiplier, query)
-    q, k = _on_the_sphere(query), _on_the_sphere(positive)
-    pos = factor * (q * k).sum(1)
+    if normalize:
+        products = cosine(query, positive, EPS, backend=backend)
+    else:
+        products = _products(query, positive[:, None], normalize).squeeze(1)
+    pos = factor * products
     if negatives.dim() == 3:
-        less = (factor * _products(q, negatives)).logsumexp(1) - pos
+        less = (factor * _products(query, negatives, normalize)).logsumexp(1) - pos
     elif len(negatives) == 0:
         less = pos - torch.inf
     else:
-        rows, _ = cross_lse(query, [negatives], scale, multiplier, backend=backend)
+        rows, _ = cross_lse(query, [negatives], scale, multiplier, normalize=normalize, backend=backend)
         # The positive is not in the matrix. In float64, so that no digit is lost between two numbers as large as 1/tau.
         less = rows.neg + (rows.top - pos)
-    return F.softplus(less, 1.0, 40.0).mean().to(q.dtype)
+    return F.softplus(less, 1.0, 40.0).mean().to(products.dtype)
 
 
-def _on_the_sphere(x: Tensor) -> Tensor:
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-
-
-def _products(q: Tensor, negatives: Tensor) -> Tensor:
+def _products(query: Tensor, others: Tensor, normalize: bool) -> Tensor:
+    """The products ``[N, K]`` of every query with its own ``[N, K, D]``."""
+    if normalize:
+        q, n = unit_rows([query]), unit_rows([others.flatten(0, 1)]).view(others.shape)
+    else:
+        q, n = (t.to(accumulate_dtype(t.dtype)) for t in (query, others))
     with torch.autocast(q.device.type, enabled=False):
-        negatives = negatives.to(q.dtype)
-        norms = torch.linalg.vector_norm(negatives, dim=2).clamp_min(1e-12)  # not another [N, K, D]
-        return (negatives @ q[:, :, None]).squeeze(2) / norms
+        return (n @ q[:, :, None]).squeeze(2)
 
 
 def _check(query: Tensor, positive: Tensor, negatives: Tensor | None, offset: int) -> None:
@@ -114,14 +121,15 @@ def info_nce_reference(
     temperature: float | Tensor = 0.1,
     *,
     offset: int = 0,
+    normalize: bool = True,
 ) -> Tensor:
     """The same as :func:`info_nce_loss`, as MoCo's pseudo-code has it, with all logits and plain autograd."""
     _check(query, positive, negatives, offset)
     check_temperature(temperature)
-    q, k = F.normalize(query, dim=1), F.normalize(positive, dim=1)
+    q, k = (F.normalize(t, dim=1) if normalize else t for t in (query, positive))
     if negatives is None:
         return F.cross_entropy(q @ k.T / temperature, torch.arange(len(q), device=q.device) + offset)
-    n = F.normalize(negatives, dim=-1)
+    n = F.normalize(negatives, dim=-1) if normalize else negatives
     products = q @ n.T if n.dim() == 2 else torch.einsum("nd,nkd->nk", q, n)
     logits = torch.cat([(q * k).sum(1, keepdim=True), products], dim=1) / temperature
     return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_kernels.losses.gather import lse_over_ranks
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_scale, check_temperature
 from ssl_kernels.ops import check_views, self_lse, softplus_mean
@@ -32,6 +33,7 @@ def nt_xent_loss(
     temperature: float | Tensor = 0.5,
     *,
     more: Sequence[Tensor] = (),
+    gather_distributed: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     r"""Normalised temperature-scaled cross-entropy between two views (SimCLR), O(N D) memory.
@@ -45,6 +47,9 @@ def nt_xent_loss(
         temperature: tau, a float or a one-element tensor (then it gets a gradient); ``|tau| >= 1e-8``, a negative one
             is legal. A tensor on a GPU is not read back to be checked: a zero there gives NaN.
         more: further views ``[N, D]`` of the same samples; the loss is then the mean over all ordered pairs of views.
+        gather_distributed: have the rows of all processes as negatives, with their gradients; every process must hold
+            as many. The mean is over the rows of this one: averaged over processes, as data-parallel training does,
+            loss and gradient are those of the whole batch.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
 
     Returns:
@@ -61,9 +66,14 @@ def nt_xent_loss(
     views = [z1, z2, *more]
     check_views(views)
     scale, multiplier = as_scale(temperature, z1)
-    if not more:
+    if gather_distributed:
+        neg, pos, _ = lse_over_ranks(views, scale, multiplier, backend=backend)
+    elif more:
+        neg, pos, _ = self_lse(views, scale, multiplier, period=z1.shape[0], backend=backend)
+    else:
         return softplus_mean(views, scale, multiplier, period=z1.shape[0], backend=backend)
-    neg, pos, _ = self_lse(views, scale, multiplier, period=z1.shape[0], backend=backend)
+    if len(pos) == 1:
+        return F.softplus(neg - pos, 1.0, 40.0).mean()
     return (torch.logsumexp(torch.cat([neg[None], pos]), 0) - pos).mean()
 
 
@@ -91,14 +101,24 @@ class NTXentLoss(nn.Module):
         backend: as in :func:`nt_xent_loss`.
     """
 
-    def __init__(self, temperature: float | Tensor = 0.5, *, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+        *,
+        backend: str | None = None,
+    ) -> None:
         super().__init__()
         check_temperature(temperature)
         self.temperature = temperature
+        self.gather_distributed = gather_distributed
         self.backend = backend
 
     def forward(self, z1: Tensor, z2: Tensor, *more: Tensor) -> Tensor:
-        return nt_xent_loss(z1, z2, self.temperature, more=more, backend=self.backend)
+        return nt_xent_loss(
+            z1, z2, self.temperature, more=more, gather_distributed=self.gather_distributed, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"

@@ -139,31 +139,31 @@ class SigLipLoss(nn.Module):
         logit_bias: float | Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        rest = logit_scale, logit_bias
-        if self.world_size > 1 and self.dist_impl == "gather":
-            texts = gather_rows(text_features, self.world_size)
-            offset = self.rank * len(image_features)
-            loss = siglip_loss(image_features, texts, *rest, offset=offset, backend=self.backend)
-        else:
-            loss = siglip_loss(image_features, text_features, *rest, backend=self.backend)
-            for texts in self._texts_of_others(text_features):
-                loss = loss + siglip_loss(image_features, texts, *rest, offset=None, backend=self.backend)
+        terms = [
+            siglip_loss(image_features, texts, logit_scale, logit_bias, offset=offset, backend=self.backend)
+            for texts, offset in self._texts(text_features)
+        ]
+        loss = sum(terms[1:], terms[0])
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _texts_of_others(self, text_features: Tensor) -> Iterator[Tensor]:
-        others = range(1, self.world_size)
-        if self.dist_impl == "reduce":
-            for source in range(self.world_size):
-                texts = broadcast_rows(text_features, source)
-                if source != self.rank:
-                    yield texts
-        elif self.dist_impl == "shift":
-            for shift in others:
-                yield from shift_rows(text_features, shift)
-        else:  # a step reaches as far to the left as to the right; the last alone if the others are odd in number
-            for shift in others[: self.world_size // 2]:
-                both = shift, self.world_size - shift
-                yield from shift_rows(text_features, *sorted(set(both)))
+    def _texts(self, text_features: Tensor) -> Iterator[tuple[Tensor, int | None]]:
+        """The texts of all processes, a block at a time, and where in it those of the own images begin."""
+        size = self.world_size
+        if size > 1 and self.dist_impl == "gather":
+            yield gather_rows(text_features, size), self.rank * len(text_features)
+            return
+        if size > 1 and self.dist_impl == "reduce":
+            for source in range(size):  # one's own too, through the broadcast: backward, all take part in all of them
+                yield broadcast_rows(text_features, source), 0 if source == self.rank else None
+            return
+        yield text_features, 0
+        if self.dist_impl == "bidir":  # a step reaches as far to the left as to the right, which may be the same
+            steps = [sorted({shift, size - shift}) for shift in range(1, size // 2 + 1)]
+        else:
+            steps = [[shift] for shift in range(1, size)]
+        for shifts in steps:
+            for texts in shift_rows(text_features, *shifts):
+                yield texts, None
 
     def get_logits(
         self,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ssl_kernels.losses.classes import check_labels, class_sums, dense_classes, positives_and_negatives
 from ssl_kernels.losses.spec import LossSpec
+from ssl_kernels.losses.sphere import unit_rows
 from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
 from ssl_kernels.ops import check_views, self_lse
 
@@ -65,8 +66,8 @@ def sup_con_loss(
     views, labels = _check(features, labels, form)
     scale, multiplier = as_scale(temperature, views[0])
     classes = dense_classes(labels)
-    z = torch.cat([v if v.dtype == torch.float64 else v.float() for v in views])
-    z, factor = F.normalize(z, dim=1), as_factor(scale, multiplier, z)
+    z = unit_rows(views)
+    factor = as_factor(scale, multiplier, z)
     sums, sizes = class_sums(z.double(), classes, len(z))
     asks = sizes[classes] > 1
     if form == "in":

@@ -1,32 +1,13 @@
-"""What a loss is compared with: everything its users could have used instead, each as its friends would write it."""
+"""NT-Xent: two views of ``n`` samples."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_kernels import backends
-from ssl_kernels.losses import SPECS
-from ssl_kernels.testing import backends_for
-
-Loss = Callable[..., Tensor]
-
-EAGER = "eager"  # what ratios refer to
-
-
-def providers(loss: str, device: str = "cpu", compiled: bool = True) -> dict[str, Loss]:
-    """Every way to compute ``loss`` here, called with the same inputs; ``eager`` is what an expert writes."""
-    ours = [name for name in backends_for(device) if name != "reference" and backends.status()[name] is None]
-    table: dict[str, Loss] = {f"ssl_kernels {name}": partial(SPECS[loss].fused, backend=name) for name in ours}
-    others: Mapping[str, Loss] = {EAGER: SPECS[loss].reference, **OTHERS.get(loss, {})}
-    table |= others
-    if compiled:
-        table |= {f"compile({name})": torch.compile(others[name]) for name in COMPILED[loss]}
-    return table
+from benchmarks.problems.problem import EAGER, Problem
+from ssl_kernels import nt_xent_reference
 
 
 def in_four_blocks(z1: Tensor, z2: Tensor, temperature: float | Tensor = 0.5) -> Tensor:
@@ -90,11 +71,23 @@ def in_chunks(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
     return _Chunked.apply(F.normalize(torch.cat([z1, z2]), dim=1), 1 / temperature)
 
 
-OTHERS: dict[str, dict[str, Loss]] = {
-    "nt_xent": {
-        "eager, few sweeps": without_copies,
-        "eager, four blocks": in_four_blocks,
-        "eager, in chunks": in_chunks,
-    }
-}
-COMPILED = {"nt_xent": (EAGER, "eager, few sweeps", "eager, four blocks")}
+PROBLEMS = {
+    "nt_xent": Problem(
+        "nt_xent",
+        rivals={
+            EAGER: nt_xent_reference,  # what an expert writes
+            "eager, few sweeps": without_copies,
+            "eager, four blocks": in_four_blocks,
+            "eager, in chunks": in_chunks,
+        },
+        compiled=(EAGER, "eager, few sweeps", "eager, four blocks"),
+        sizes=(
+            (32, 128), (64, 128), (128, 128), (256, 128), (1024, 128), (2048, 512), (4096, 128), (4096, 512),
+            (8192, 128),
+        ),
+        quick=((256, 128), (1024, 128)),
+        gpu=tuple((n, d) for n in (4096, 16384, 32768, 131072) for d in (128, 256, 512, 1024)),
+        exact=in_chunks,
+        synchronise=("eager, four blocks",),  # a boolean mask asks how many elements it has
+    )
+}  # fmt: skip
