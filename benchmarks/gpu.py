@@ -30,6 +30,7 @@ from benchmarks import report
 from benchmarks.ceilings import ceilings, floor_seconds
 from benchmarks.harness import ROOT, Samples, environment, interleave, matmul_precision, results_folder, timer
 from benchmarks.problems import EAGER, PROBLEMS, Loss, Problem, providers
+from benchmarks.questions import state as moving
 from benchmarks.questions.speed import Job, inputs
 from ssl_kernels.testing import Result, evaluate, peak_extra_bytes, poisoned_memory, relative_error, widened
 
@@ -63,6 +64,9 @@ class Plan:
         Job("clip", 4096, 512, torch.bfloat16),
         Job("moco", 1024, 128, torch.bfloat16),
     )
+    models: Mapping[str, moving.Shapes] = field(default_factory=lambda: moving.MODELS)
+    batches: tuple[int, ...] = moving.BATCHES
+    triad: int = 1 << 28  # elements
     long: int = 1 << 45  # entries x width: the two largest of NT-Xent
     matrices: int | None = None  # side of the products that measure the ceilings; None: as the device needs
     test_arguments: tuple[str, ...] = ("-m", "gpu", "tests")
@@ -89,6 +93,7 @@ class Run:
     stages: dict[str, Any] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    moved: list[dict[str, Any]] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
 
     def left(self) -> float:
@@ -103,6 +108,8 @@ class Run:
         (self.folder / "run.json").write_text(json.dumps(state, indent=1) + "\n")
         if self.rows:
             report.write_csv(self.folder / "speed.csv", [row | self.about for row in self.rows])
+        if self.moved:
+            report.write_csv(self.folder / "state.csv", [row | self.about for row in self.moved])
         (self.folder / "README.md").write_text(summary(self))
 
 
@@ -130,6 +137,11 @@ def run(plan: Plan, folder: Path) -> Run:
     state.write()
     state.rates = ceilings(plan.device, plan.ceilings, plan.matrices)
     state.say("ceilings: " + ", ".join(f"{name} {rate:.3g}/s" for name, rate in state.rates.items()))
+    state.write()
+    try:
+        state.moved = list(moving.measure(plan.device, plan.models, plan.batches, plan.triad, rounds=5, sample=0.01))
+    except Exception as error:
+        state.not_run.append(f"averages and queues: {_in_one_line(error)}")
     state.write()
     for job in plan.jobs():
         if reason := _why_not(state, job):
@@ -383,6 +395,8 @@ def summary(state: Run) -> str:
     if checked:
         lines += ["", "Relative error against float64, loss / gradient; peak memory beyond the inputs in MiB", ""]
         lines.append(report.table(checked, ("loss", "n", "d", "dtype", "precision"), _facts_cell))
+    if state.moved:
+        lines += ["", moving.TITLE, "", report.table(state.moved, moving.COLUMNS, moving.cell)]
     if state.not_run:
         lines += ["", "Not run:", *(f"* {what}" for what in state.not_run)]
     return "\n".join(lines) + "\n"

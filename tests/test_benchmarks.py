@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks import ceilings, gpu, harness, report
 from benchmarks.problems import EAGER, PROBLEMS, providers
-from benchmarks.questions import QUESTIONS, accuracy, memory, speed, step
+from benchmarks.questions import QUESTIONS, accuracy, memory, speed, state, step
 from benchmarks.questions.speed import Job
 from ssl_kernels import backends, nt_xent_loss, nt_xent_reference
 from ssl_kernels.losses import LOSSES
@@ -128,6 +129,18 @@ def test_step_rows():
     assert all(0 < row["share"] < 1 and row["loss_ms"] < row["step_ms"] for row in rows)
 
 
+def test_state_rows():
+    rows = list(state.ask(quick=True))
+    assert {row["what"] for row in rows} == {"EMA", "enqueue"}
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
+    assert all(row["times_faster"] > 0 and row["share_of_triad"] > 0 for row in rows)
+
+
+def test_the_models_have_the_parameters_that_they_are_known_for():
+    assert (sum(map(math.prod, state.resnet50())), len(state.resnet50())) == (25_557_032, 161)
+    assert (sum(map(math.prod, state.vit_b())), len(state.vit_b())) == (86_567_656, 152)
+
+
 def test_every_question_can_be_asked():
     for module in QUESTIONS.values():
         assert module.TITLE and module.COLUMNS and callable(module.ask) and callable(module.cell)
@@ -192,13 +205,14 @@ def test_an_unknown_question_is_refused_in_one_line():
     command = [sys.executable, "-m", "benchmarks", "spede"]
     done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("question: expected speed, memory, accuracy, step, got spede")
+    assert done.stderr.splitlines()[-1].endswith("question: expected speed, memory, accuracy, step, state, got spede")
 
 
 # ------------------------------------------------------------------------------------------------------------------ GPU
 TINY = gpu.Plan(
     device="cpu", whole=120, tests=60, ceilings=0.2, a_job=0.2, compiled=(), matrices=64,
     sizes={"nt_xent": ((8, 4), (32, 4), (8, 8)), "clip": ((32, 8),)},
+    models={"small": [(8, 8)]}, batches=(4,), triad=256,
     precisions=((torch.bfloat16, "highest"), (torch.float32, "high")),
 )  # fmt: skip
 
@@ -219,6 +233,7 @@ def test_the_whole_run_on_a_cpu(tmp_path, no_build):
     assert all(row["gradient_error"] < worst[row["dtype"]] for row in state.rows)
     text = (tmp_path / "README.md").read_text()
     assert "Forward+backward: ms" in text and "bfloat16" in text and "| clip " in text
+    assert "EMA" in text and "enqueue" in text and (tmp_path / "state.csv").exists()
     assert (tmp_path / "run.json").exists() and len(report.read_csv(tmp_path / "speed.csv")) == len(state.rows)
 
 
