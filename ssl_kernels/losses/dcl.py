@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kernels.losses.gather import lse_over_ranks
+from ssl_kernels.losses.gather import check_gathering, lse_over_ranks
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.sphere import unit_rows
 from ssl_kernels.losses.temperature import as_scale, check_temperature
@@ -120,6 +120,7 @@ class DCLLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_gathering(gather_distributed)
         self.temperature = temperature
         self.weight_fn = weight_fn
         self.gather_distributed = gather_distributed

@@ -17,6 +17,15 @@ from torch import Tensor
 from ssl_kernels.ops import cross_lse, self_lse
 
 
+def check_gathering(gather_distributed: bool) -> None:
+    """Raises ValueError where there is nothing to gather with."""
+    if gather_distributed and not dist.is_available():
+        raise ValueError(
+            "gather_distributed is True but torch.distributed is not available. "
+            "Please set gather_distributed=False or install a torch version with distributed support."
+        )
+
+
 def gather_rows(x: Tensor, world_size: int) -> Tensor:
     """The rows of all processes, one below the other in the order of their ranks, ``[world_size * N, D]``."""
     return _Gather.apply(x, world_size)

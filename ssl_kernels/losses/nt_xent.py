@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kernels.losses.gather import lse_over_ranks
+from ssl_kernels.losses.gather import check_gathering, lse_over_ranks
+from ssl_kernels.losses.info_nce import info_nce_loss
+from ssl_kernels.losses.memory_bank import MemoryBank
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_scale, check_temperature
 from ssl_kernels.ops import check_views, self_lse, softplus_mean
@@ -96,8 +98,13 @@ def nt_xent_reference(
 class NTXentLoss(nn.Module):
     """:func:`nt_xent_loss` as a module: ``NTXentLoss(temperature=0.5)(z1, z2)``, with more views if there are more.
 
+    With a memory bank, as lightly has it, ``z1`` are queries and ``z2`` keys: the loss is
+    :func:`ssl_kernels.info_nce_loss` with the keys of earlier batches as negatives, and the new ones take their place.
+
     Args:
         temperature: tau, a float, or a one-element tensor or ``nn.Parameter`` to learn it.
+        memory_bank_size: ``(n, dim)``, or ``n`` alone, and the width is that of the first keys; 0 for no bank.
+        gather_distributed: as in :func:`nt_xent_loss`; with a bank, the keys of all processes go there.
         backend: as in :func:`nt_xent_loss`.
     """
 
@@ -111,11 +118,24 @@ class NTXentLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_gathering(gather_distributed)
         self.temperature = temperature
+        self.memory_bank = MemoryBank(memory_bank_size, gather_distributed, backend=backend)
         self.gather_distributed = gather_distributed
         self.backend = backend
 
     def forward(self, z1: Tensor, z2: Tensor, *more: Tensor) -> Tensor:
+        if len(self.memory_bank) == 0:
+            return self._among_views(z1, z2, *more)
+        check_views([z1, z2])
+        if more:
+            raise ValueError(f"more: expected two views beside a memory bank, got {2 + len(more)}")
+        loss = info_nce_loss(z1, z2, self.memory_bank.read(z1), self.temperature, backend=self.backend)
+        if z1.requires_grad:  # in evaluation the bank stays as it is
+            self.memory_bank.enqueue(z2)
+        return loss
+
+    def _among_views(self, z1: Tensor, z2: Tensor, *more: Tensor) -> Tensor:
         return nt_xent_loss(
             z1, z2, self.temperature, more=more, gather_distributed=self.gather_distributed, backend=self.backend
         )
