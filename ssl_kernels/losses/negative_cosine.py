@@ -1,4 +1,4 @@
-r"""The negative cosine of paired rows: what SimSiam and BYOL bring to its minimum.
+r"""The negative cosine of paired rows, which SimSiam (Chen & He 2020, https://arxiv.org/abs/2011.10566) minimises.
 
 .. math:: \mathcal L = -\frac1N \sum_i \frac{x_i}{\max(|x_i|, \varepsilon)} \cdot \frac{y_i}{\max(|y_i|, \varepsilon)}
 
