@@ -159,7 +159,7 @@ def clip_reference(
     pairs = ids[:, None] == (ids if text_ids is None else text_ids)
     terms = []
     for s, positive in ((per_image, F.pad(pairs, (0, per_image.shape[1] - pairs.shape[1]))), (per_text, pairs.T)):
-        targets = positive / positive.sum(1, keepdim=True).clamp_min(1)
+        targets = positive.to(s.dtype) / positive.sum(1, keepdim=True).clamp_min(1)
         terms.append(-(targets * s.log_softmax(1)).sum() / positive.any(1).sum().clamp_min(1))
     return (terms[0] + terms[1]) / 2
 

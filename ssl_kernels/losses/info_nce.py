@@ -96,11 +96,11 @@ def _products(query: Tensor, others: Tensor, normalize: bool) -> Tensor:
 
 
 def _check(query: Tensor, positive: Tensor, negatives: Tensor | None, offset: int) -> None:
+    if negatives is not None and offset:
+        raise ValueError(f"offset: expected 0 beside negatives, got {offset}")
     check_pairs("query", query, "positive", positive, offset, more=negatives is None)
     if negatives is None:
         return
-    if offset:
-        raise ValueError(f"offset: expected 0 beside negatives, got {offset}")
     if not isinstance(negatives, Tensor):
         raise TypeError(f"negatives: expected a tensor, got {type(negatives).__name__}")
     if negatives.dim() == 2:
