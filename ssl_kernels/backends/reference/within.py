@@ -35,7 +35,7 @@ def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, 
     s = z @ z.T * factor
     rows = len(s)
     # d loss / d s, entry by entry; a row without negatives (neg = -inf) has none to send anything to
-    p = ((s - top[:, None]) - neg[:, None]).exp().masked_fill(_same_sample(rows, period, s.device), 0.0)
+    p = (s - (top + neg)[:, None]).exp().masked_fill(_same_sample(rows, period, s.device), 0.0)
     ds = dneg[:, None] * p
     ds[torch.arange(rows, device=s.device), _twins(rows, period, s.device)] = dpos.to(ds.dtype)
     # not through s / factor, so that a scale of zero keeps its gradient
