@@ -18,6 +18,8 @@ RANKS = {
     "ssl_kernels.backends": 1,
     "ssl_kernels.ops": 2,
     "ssl_kernels.losses": 3,
+    "ssl_kernels.ema": 3,
+    "ssl_kernels.memory_queue": 3,
     "ssl_kernels": 4,
     "ssl_kernels.__main__": 5,
     "ssl_kernels.compat": 5,
@@ -29,6 +31,8 @@ RANKS = {
 # No arrow skips the waist, and testing is for tests and benchmarks.
 STRANGERS = {
     ("ssl_kernels.losses", "ssl_kernels.backends"),
+    ("ssl_kernels.ema", "ssl_kernels.backends"),
+    ("ssl_kernels.memory_queue", "ssl_kernels.backends"),
     ("methods", "ssl_kernels.backends"),
     ("methods", "ssl_kernels.ops"),
     ("methods", "ssl_kernels.testing"),

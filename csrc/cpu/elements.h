@@ -52,6 +52,24 @@ template <class T, class Format> SSL_INLINE void write_elements(typename Format:
   }
 }
 
+// Past the caches, for what will not be read soon; p is aligned to the vector.
+template <class T> SSL_INLINE void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__) && SSL_VECTOR_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX__) && SSL_VECTOR_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__) && SSL_VECTOR_BYTES == 16
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store<T>(p, v);
+#endif
+}
+inline void end_stream() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // f(format) for any dtype, whatever T is.
 template <class F> SSL_INLINE void with_any_dtype(DType dtype, F&& f) {
   if (dtype == DType::f64)

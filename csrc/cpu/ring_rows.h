@@ -27,9 +27,22 @@ void enqueue_rows(const EnqueueCall& c, int64_t pointer, int64_t begin, int64_t 
       const T norm = std::sqrt(sum_lanes<T>(squares));
       by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
     }
-    for (int64_t k = 0; k < whole; k += lanes<T>) write_elements<T, To>(q + k, read_elements<T, From>(x + k) / by);
+    // A queue is larger than a cache, and what is written now is read by the next step at the earliest: reading it before
+    // writing it, as an ordinary store has the cache do, took 1.6 to 2 times as long
+    const bool past_caches = same_dtype<T, To> && reinterpret_cast<uintptr_t>(q) % SSL_VECTOR_BYTES == 0;
+    for (int64_t k = 0; k < whole; k += lanes<T>) {
+      const Vec<T> v = read_elements<T, From>(x + k) / by;
+      if constexpr (same_dtype<T, To>) {
+        if (past_caches) {
+          stream<T>(q + k, v);
+          continue;
+        }
+      }
+      write_elements<T, To>(q + k, v);
+    }
     if (rest) write_last<T, To>(q + whole, rest, read_last<T, From>(x + whole, rest) / by);
   }
+  end_stream();
 }
 
 inline void enqueue_rows(const EnqueueCall& c, int64_t pointer, int64_t begin, int64_t end) {

@@ -28,6 +28,18 @@ def why_not() -> str | None:
 
 
 if why_not() is None:
+    from ssl_kernels.backends.triton_kernels.aligned import cosine, cosine_backward
+    from ssl_kernels.backends.triton_kernels.averaging import average_
     from ssl_kernels.backends.triton_kernels.launch import self_lse, self_lse_backward
+    from ssl_kernels.backends.triton_kernels.ring import enqueue_
 
-    __all__ = ["DEVICES", "self_lse", "self_lse_backward", "why_not"]
+    __all__ = [
+        "DEVICES",
+        "average_",
+        "cosine",
+        "cosine_backward",
+        "enqueue_",
+        "self_lse",
+        "self_lse_backward",
+        "why_not",
+    ]

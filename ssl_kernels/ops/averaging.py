@@ -26,10 +26,9 @@ def average_(
     r"""``target = momentum * target + (1 - momentum) * source``, pair by pair, in place.
 
     Computed in float32 (float64 where the target is), from the nearer of the two, so that what is lost is a rounding of
-    the step: ``momentum=1`` leaves a target as it is, ``momentum=0`` makes it the source, bit by bit. On a GPU one
-    launch serves all pairs; the table of their addresses is built at the first call and kept as long as the first
-    target lives, so call once before capturing a CUDA graph. Tensors that are not dense (a slice of columns) go through
-    a dense copy each.
+    the step: ``momentum=1`` leaves a target as it is, ``momentum=0`` makes it the source. On a GPU one launch serves
+    all pairs; the table of their addresses is built at the first call with them, so call once before capturing a CUDA
+    graph. Tensors that are not dense, or whose layout is not their source's, go through a dense copy each.
 
     Args:
         target: what is updated; float32 or float64, or bfloat16 or float16 with ``rounding``.

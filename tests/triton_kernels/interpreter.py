@@ -45,6 +45,7 @@ class Settings:
     seed: int | None = 0
     only: dict[str, list[int]] = field(default_factory=dict)  # kernel -> the programs to run, all others are left out
     races: bool = True  # needs a byte map of all tensors: off for huge ones
+    reachable: list = field(default_factory=list)  # tensors whose addresses lie in memory, not among the arguments
 
 
 SETTINGS = Settings()
@@ -133,7 +134,7 @@ def _check_memory() -> None:
 
     def begin(self, args, kwargs):
         args, kwargs = init(self, args, kwargs)
-        Launch.memory = Memory(_tensors([*args, *kwargs.values()]), SETTINGS.races)
+        Launch.memory = Memory(_tensors([*args, *kwargs.values(), *SETTINGS.reachable]), SETTINGS.races)
         return args, kwargs
 
     plain.GridExecutor._init_args_hst = begin

@@ -10,6 +10,8 @@ from ssl_kernels.backends.cpu.native import DTYPES
 
 def enqueue_(queue, pointer, rows, normalize, wrap):
     size, width = queue.shape
-    to = queue.data_ptr(), size, queue.stride(0), DTYPES[queue.dtype]
-    of = rows.data_ptr(), rows.shape[0], rows.stride(0), DTYPES[rows.dtype]
-    native.C.enqueue(*to, *of, width, pointer.data_ptr(), normalize, wrap, torch.get_num_threads())
+    native.C.enqueue(
+        queue.data_ptr(), size, queue.stride(0), DTYPES[queue.dtype],
+        rows.data_ptr(), rows.shape[0], rows.stride(0), DTYPES[rows.dtype],
+        width, pointer.data_ptr(), normalize, wrap, torch.get_num_threads(),
+    )  # fmt: skip

@@ -9,7 +9,9 @@ _WORD = 0xFFFFFFFF
 
 
 def average_(target, source, momentum, number, copied, rounding):
-    m = torch.tensor(number, dtype=torch.float64, device=target[0].device) if momentum is None else momentum.double()
+    if momentum is None:
+        momentum = torch.tensor(number, device=target[0].device, dtype=torch.float64)
+    m = momentum.double().reshape(())
     averaged = len(target) - copied
     first = 0
     for k, (t, s) in enumerate(zip(target, source, strict=True)):

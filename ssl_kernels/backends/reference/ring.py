@@ -7,9 +7,10 @@ import torch
 from ssl_kernels.backends.reference.rows import unit
 
 
+@torch.no_grad()
 def enqueue_(queue, pointer, rows, normalize, wrap):
     size, count = len(queue), len(rows)
-    z, _ = unit([rows], normalize)
+    z, _ = unit([rows.double() if queue.dtype == torch.float64 else rows], normalize)
     j = torch.arange(count, device=queue.device)
     at = pointer.reshape(()) + j
     stay = j >= count - size if wrap else at < size
