@@ -73,14 +73,15 @@ def sup_con_loss(
     if form == "in":
         pos, neg = positives_and_negatives(z, factor, classes)
         count = (sizes[classes] - 1).clamp_min(1).to(z.dtype)
-        terms = torch.where(asks, F.softplus(neg - pos, 1.0, 40.0) + count.log(), 0.0)
+        less = torch.where(asks, neg - pos, 0.0)
+        terms = torch.where(asks, F.softplus(less, 1.0, 40.0) + count.log(), 0.0)
         return terms.sum() / asks.sum().clamp_min(1)
     # The same rows as in the class sums: the rounding of their norms cancels, and so do large parts of the gradients,
     # which for rows of 16 bits must not be rounded before they meet
     neg, _, top = self_lse([z], scale, multiplier, period=len(z), normalize=False, backend=backend)
+    # What follows in float64, so that no digit is lost between numbers as large as 1/tau
     squares, _ = class_sums(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) ** 2, classes, len(z))
-    pairs = (sums * sums).sum(1).double() - squares.squeeze(1)  # of a class, each from both ends
-    # in float64, so that no digit is lost between numbers as large as 1/tau
+    pairs = torch.where(sizes > 1, (sums * sums).sum(1) - squares.squeeze(1), 0.0)  # of a class, each from both ends
     total = torch.where(asks, neg + top.double(), 0.0).sum() - factor * (pairs / (sizes - 1).clamp_min(1)).sum()
     return (total / asks.sum().clamp_min(1)).to(z.dtype)
 
@@ -120,7 +121,7 @@ def sup_con_reference(
         rows = -log_prob.masked_fill(~positives, 0.0).sum(1) / count.clamp_min(1)
     else:
         asks = count > 0
-        rows = count.clamp_min(1).log() - torch.where(
+        rows = count.clamp_min(1).to(z.dtype).log() - torch.where(
             asks, log_prob.masked_fill(~positives & asks[:, None], float("-inf")).logsumexp(1), 0.0
         )
     return rows.sum() / (count > 0).sum().clamp_min(1)
