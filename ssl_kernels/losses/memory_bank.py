@@ -20,6 +20,7 @@ class MemoryBank(nn.Module):
     Args:
         size: ``(n, dim)``, or ``n`` alone, and the width is that of the first keys; 0 for no bank at all.
         gather_distributed: enqueue the keys of all processes.
+        normalize: put keys on the unit sphere before they are written.
         backend: what enqueues; default: the fastest available for the device.
 
     Attributes:
@@ -35,16 +36,22 @@ class MemoryBank(nn.Module):
     bank_ptr: Tensor
 
     def __init__(
-        self, size: int | Sequence[int], gather_distributed: bool = False, *, backend: str | None = None
+        self,
+        size: int | Sequence[int],
+        gather_distributed: bool = False,
+        *,
+        normalize: bool = True,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         sizes = (size,) if isinstance(size, int) else tuple(size)
         if any(s < 0 for s in sizes):
             raise ValueError(f"Illegal memory bank size {size}, all entries must be non-negative.")
         if len(sizes) not in (1, 2):
-            raise ValueError(f"memory_bank_size: expected n or (n, dim), got {size}")
+            raise ValueError(f"Illegal memory bank size {size}, expected n or (n, dim).")
         self.size = sizes
         self.gather_distributed = gather_distributed
+        self.normalize = normalize
         self.backend = backend
         self.register_buffer("bank", None)
         self.register_buffer("bank_ptr", None)
@@ -63,10 +70,10 @@ class MemoryBank(nn.Module):
         return self.bank.to(keys.dtype)
 
     def enqueue(self, keys: Tensor) -> None:
-        """Writes ``keys`` ``[B, dim]``, normalised, over the oldest rows."""
+        """Writes ``keys`` ``[B, dim]`` over the oldest rows."""
         if self.gather_distributed and world_size() > 1:
             keys = gather_rows(keys.detach(), world_size())
-        enqueue_(self.bank, self.bank_ptr, keys, wrap=False, backend=self.backend)
+        enqueue_(self.bank, self.bank_ptr, keys, normalize=self.normalize, wrap=False, backend=self.backend)
 
     def _fill(self, dim: int, device: torch.device | None) -> None:
         self.bank = F.normalize(torch.randn(self.size[0], dim, device=device), dim=1)
