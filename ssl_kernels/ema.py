@@ -30,6 +30,7 @@ def ema_update_(
     *,
     buffers: str = "average",
     rounding: Tensor | None = None,
+    move_source: bool = False,
     backend: str | None = None,
 ) -> None:
     r"""``target = momentum * target + (1 - momentum) * source`` in place, for whole models or lists of tensors.
@@ -44,6 +45,7 @@ def ema_update_(
             target's. Lists are averaged where they are of floating point and copied elsewhere.
         rounding: what :func:`rounding_state` made, for averages of 16 bits: they are rounded up or down at random, with
             the right chances.
+        move_source: copy sources that lie on another device to the target's first; otherwise they are refused.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
 
     Raises:
@@ -53,6 +55,9 @@ def ema_update_(
     """
     averaged, copied = _pairs(target, source, buffers)
     to, of = [t for t, _ in averaged + copied], [s for _, s in averaged + copied]
+    if move_source:
+        with torch.no_grad():
+            of = [s.to(t.device) for t, s in zip(to, of, strict=True)]
     average_(to, of, momentum, copied=len(copied), rounding=rounding, backend=backend)
 
 
@@ -160,13 +165,10 @@ class EMAModel(nn.Module):
         state = None if rounding_seed is None else rounding_state(rounding_seed, where)
         self.register_buffer("rounding", state)
 
-    @torch.no_grad()
     def update(self, model: nn.Module, momentum: float | Tensor | None = None) -> None:
         """One step towards ``model``, with ``momentum`` in place of the average's own if given."""
-        averaged, copied = _pairs(self.module, model, self.buffers_mode)
-        to, of = [t for t, _ in averaged + copied], [s.to(t.device) for t, s in averaged + copied]
-        by = self.momentum if momentum is None else momentum
-        average_(to, of, by, copied=len(copied), rounding=self.rounding, backend=self.backend)
+        how = {"buffers": self.buffers_mode, "rounding": self.rounding, "move_source": True, "backend": self.backend}
+        ema_update_(self.module, model, self.momentum if momentum is None else momentum, **how)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
