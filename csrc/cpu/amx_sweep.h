@@ -480,7 +480,9 @@ inline int64_t block_of_tiles(const Side<float>& side) {
 }
 
 inline Layout layout_tiles(const Sweep<float>& s) {
-  const int64_t block_x = block_of_tiles(*s.x), block_y = block_of_tiles(*s.y), depth = 32 * steps_of(s);
+  // Rows alone share out the columns, so that nothing keeps a block of rows short
+  const int64_t block_x = s.rows_alone ? smaller(s.x->padded, 1024) : block_of_tiles(*s.x);
+  const int64_t block_y = block_of_tiles(*s.y), depth = 32 * steps_of(s);
   const int64_t sums = 2 * (16 * block_x + block_y);  // and maxima: 16 lanes a row, one a column
   const int64_t rows = smaller(block_x, strip_rows), columns = smaller(block_y, strip_columns);
   int64_t strip = 0;

@@ -345,7 +345,9 @@ template <class T> int64_t block_of(const Side<T>& side) {
 
 template <class T> Layout layout(const Sweep<T>& s) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
-  const int64_t rows = block_of(*s.x), columns = block_of(*s.y);
+  // Rows alone share out the columns, so that nothing keeps a block of rows short
+  const int64_t all = s.x->padded < 512 ? s.x->padded : 512;
+  const int64_t rows = s.rows_alone ? all : block_of(*s.x), columns = block_of(*s.y);
   const int64_t forward = 2 * (rows * L + columns), backward = strip * (2 * L + columns);
   return {rows, columns, strip * P + (forward > backward ? forward : backward)};
 }
