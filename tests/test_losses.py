@@ -372,7 +372,7 @@ def test_what_is_not_finite_stays_so(spec, place, bad, dtype, n, d):
             inputs[name][i, j] = bad
             got, eager = case.evaluate(inputs), evaluate(spec.reference, inputs, spec.asking)
             row = eager[name][i]  # the gradient of the row that holds it
-            if bad is torch.nan:
+            if bad is torch.nan and n > 1:
                 assert eager.loss.isnan() and row.isnan().any()
             # an infinity does no harm at the end of a sigmoid: not where eager is finite too
             assert not got.loss.isfinite() or eager.loss.isfinite()

@@ -10,11 +10,13 @@ which begins with those. It may be stopped at any time: ``--resume`` goes on aft
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -45,12 +47,68 @@ class Layout(NamedTuple):
         return laid
 
 
+# ------------------------------------------------------------------------------------------- arguments that few pass
+Inputs = dict[str, Any]
+
+
+def among_other_texts(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    texts = torch.cat([like(k), inputs["text_features"], like(2 * k)])
+    return inputs | {"text_features": texts, "offset": k}
+
+
+def with_hard_negatives(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    return inputs | {"negatives": like(k)}
+
+
+def with_ids(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    n = len(inputs["image_features"])
+    texts = torch.cat([inputs["text_features"], like(k)])
+    return inputs | {"text_features": texts, "ids": torch.arange(n) % k, "text_ids": torch.arange(n + k) % (k + 1)}
+
+
+def among_other_keys(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    return inputs | {"positive": torch.cat([like(k), inputs["positive"], like(1)]), "offset": k}
+
+
+def with_negatives_of_its_own(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    n, d = inputs["query"].shape
+    return inputs | {"negatives": like(n * k).view(n, k, d)}
+
+
+def of_form_in(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    return inputs | {"form": "in"}
+
+
+def in_few_classes(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    return inputs | {"labels": inputs["labels"] % k - 1}
+
+
+TWISTS: dict[str, tuple[Callable[..., Inputs], ...]] = {
+    "clip": (among_other_texts, with_hard_negatives, with_ids),
+    "siglip": (among_other_texts,),
+    "info_nce": (among_other_keys, with_negatives_of_its_own),
+    "sup_con": (of_form_in, in_few_classes),
+}
+
+
+def twisted(twist: Callable[..., Inputs] | None, drawn: Drawn) -> Inputs:
+    case = drawn.case
+    inputs = case.inputs(drawn.seed, drawn.learned)
+    generator = torch.Generator().manual_seed(drawn.seed + 1)
+
+    def like(rows: int) -> Tensor:
+        return F.normalize(torch.randn(rows, case.d, dtype=case.dtype, generator=generator), dim=1)
+
+    return twist(inputs, like, 1 + drawn.seed % 7) if twist else inputs
+
+
 class Drawn(NamedTuple):
     case: Case
     seed: int
     learned: bool  # parameters are tensors
     asking: frozenset[str]
     layouts: dict[str, Layout]
+    twist: Callable[..., Inputs] | None
 
 
 small = st.tuples(st.integers(1, 80), st.integers(1, 140))
@@ -82,7 +140,8 @@ def draws(draw: st.DrawFn) -> Drawn:
     learned = draw(st.booleans())
     asking = draw(st.frozensets(st.sampled_from(spec.asking if learned else spec.features)))
     chosen = {name: draw(layouts) for name in spec.features}
-    return Drawn(case, draw(st.integers(0, 2**31)), learned, asking, chosen)
+    twist = draw(st.sampled_from([None, *TWISTS.get(spec.name, ())]))
+    return Drawn(case, draw(st.integers(0, 2**31)), learned, asking, chosen, twist)
 
 
 def try_one(drawn: Drawn) -> None:
@@ -91,7 +150,7 @@ def try_one(drawn: Drawn) -> None:
     def function(**inputs):
         return case.fused(**inputs | {name: layout(inputs[name]) for name, layout in drawn.layouts.items()})
 
-    check(function, case, case.inputs(drawn.seed, drawn.learned), drawn.asking)
+    check(function, case, twisted(drawn.twist, drawn), drawn.asking)
 
 
 def test_random_cases(chunk, chunk_size, request):

@@ -18,6 +18,7 @@ def draw(n=6, d=4, dtype=torch.float32, device="cpu", seed=0):
     return torch.randn(n, d, dtype=dtype, device=device, generator=torch.Generator(device).manual_seed(seed))
 
 
+FORMS = ["out", "in", "pairs"]
 LABELS = {
     "two classes": [0, 1, 0, 1, 1, 0, 0, 1, 1],
     "one class": [5] * 9,
@@ -49,12 +50,16 @@ def by_rows(features, labels, temperature, form):
         if positives:
             total = torch.stack(list(s.values())).logsumexp(0)
             shares = torch.stack(positives) - total
-            terms.append(-shares.mean() if form == "out" else math.log(len(shares)) - shares.logsumexp(0))
+            if form == "pairs":
+                others = [s[j] for j in s if labels[j] != labels[i]]
+                terms += [torch.stack([p, *others]).logsumexp(0) - p for p in positives]
+            else:
+                terms.append(-shares.mean() if form == "out" else math.log(len(shares)) - shares.logsumexp(0))
     return torch.stack(terms).mean() if terms else features.sum() * 0 + temperature * 0
 
 
 @pytest.mark.parametrize("labels", LABELS)
-@pytest.mark.parametrize("form", ["out", "in"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("temperature", [0.05, 0.5, -0.3])
 def test_the_definition_by_rows(place, labels, form, temperature):
     inputs = {"features": draw(9, 5, torch.float64), "temperature": torch.tensor(temperature, dtype=torch.float64)}
@@ -66,10 +71,10 @@ def test_the_definition_by_rows(place, labels, form, temperature):
     expected = evaluate(lambda **leaves: by_rows(labels=labels, form=form, **leaves), inputs)
     for name in expected.names:
         for got in (fused, eager):
-            torch.testing.assert_close(got[name].cpu(), expected[name], rtol=1e-11, atol=1e-14)
+            torch.testing.assert_close(got[name].cpu(), expected[name], rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["out", "in"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_no_positives_at_all_is_zero_with_a_graph(place, form, rows):
     z = draw(rows, 4, device=place.device).requires_grad_()
@@ -79,7 +84,7 @@ def test_no_positives_at_all_is_zero_with_a_graph(place, form, rows):
     assert torch.equal(z.grad, torch.zeros_like(z))
 
 
-@pytest.mark.parametrize("form", ["out", "in"])
+@pytest.mark.parametrize("form", FORMS)
 def test_views_are_more_rows_of_the_same_samples(place, form):
     on = {"dtype": torch.float64, "device": place.device}
     views = [draw(7, 5, **on, seed=s) for s in range(3)]
@@ -91,12 +96,13 @@ def test_views_are_more_rows_of_the_same_samples(place, form):
     torch.testing.assert_close(alone, nt_xent_loss(*views[:2], 0.3, backend=place.backend))
 
 
-def test_the_form_in_by_blocks(place, monkeypatch):
+@pytest.mark.parametrize("form", ["in", "pairs"])
+def test_by_blocks(place, monkeypatch, form):
     inputs = {"features": draw(50, 5, torch.float64, place.device)}
     labels = torch.arange(50, device=place.device) % 7
 
     def run(**leaves):
-        return sup_con_loss(labels=labels, form="in", **leaves, backend=place.backend)
+        return sup_con_loss(labels=labels, form=form, **leaves, backend=place.backend)
 
     whole = evaluate(run, inputs)
     monkeypatch.setattr(classes, "BLOCK", 50 * 8)  # eight rows at a time
@@ -105,7 +111,7 @@ def test_the_form_in_by_blocks(place, monkeypatch):
         assert relative_error(blocks[name], whole[name]) < 1e-14
 
 
-@pytest.mark.parametrize("form", ["out", "in"])
+@pytest.mark.parametrize("form", FORMS)
 def test_saves_no_matrix(place, form):
     if place.backend == "reference":
         pytest.skip("the reference stores the matrix while it computes")
@@ -118,9 +124,10 @@ def test_saves_no_matrix(place, form):
     assert call(sup_con_loss, backend=place.backend) < 10 * 600 * 16 * 4 < call(sup_con_reference) / 4
 
 
-def test_second_derivatives_of_the_form_in_are_refused():
+@pytest.mark.parametrize("form", ["in", "pairs"])
+def test_second_derivatives_by_blocks_are_refused(form):
     z = draw(6, 4).requires_grad_()
-    loss = sup_con_loss(z, torch.arange(6) // 2, form="in", backend="reference")
+    loss = sup_con_loss(z, torch.arange(6) // 2, form=form, backend="reference")
     (first,) = torch.autograd.grad(loss, z, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives are not available.*_reference"):
         first.square().sum().backward()
@@ -136,9 +143,19 @@ def test_any_number_of_classes_in_one_graph(place):
         torch.testing.assert_close(compiled(z, labels, backend=place.backend), expected)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_as_they_are(place, form):
+    inputs = {"features": draw(9, 5, torch.float64, place.device)}
+    by = {"labels": torch.arange(9, device=place.device) // 2, "form": form, "normalize": False}
+    fused = evaluate(lambda **leaves: sup_con_loss(**leaves, **by, backend=place.backend), inputs)
+    expected = evaluate(lambda **leaves: sup_con_reference(**leaves, **by), inputs)
+    for name in expected.names:
+        torch.testing.assert_close(fused[name], expected[name], rtol=1e-11, atol=1e-12)
+
+
 def test_module_is_the_function():
     z, labels = draw(), torch.tensor([0, 1, 0, 1, 2, 2])
-    for form in ("out", "in"):
+    for form in FORMS:
         loss = SupConLoss(0.3, form, backend="reference")
         assert torch.equal(loss(z, labels), sup_con_loss(z, labels, 0.3, form=form, backend="reference"))
         assert torch.equal(loss([z, z]), sup_con_loss([z, z], None, 0.3, form=form, backend="reference"))
@@ -157,7 +174,7 @@ BAD = [
     (([], Y), {}, ValueError, "features: expected at least one view, got none"),
     ((Z[None], Y), {}, ValueError, r"features: expected 2 dimensions \[N, D\], got shape \(1, 6, 4\)"),
     ((Z, Y, 0.0), {}, ValueError, r"Illegal temperature: abs\(0.0\) < 1e-08"),
-    ((Z, Y), {"form": "both"}, ValueError, "form: expected 'out' or 'in', got 'both'"),
+    ((Z, Y), {"form": "both"}, ValueError, "form: expected 'out', 'in' or 'pairs', got 'both'"),
 ]
 
 

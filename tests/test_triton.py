@@ -44,7 +44,11 @@ def test_kernels_in_the_interpreter(name):
 @needs_triton
 @pytest.mark.parametrize(
     ("arch", "configurations"),
-    [("80", ["half-128"]), ("90", ["half-128", "split-128"]), ("100", ["split-128"])],
+    [
+        ("80", ["self-half-128", "pairs-split-128"]),
+        ("90", ["self-half-128", "self-split-128", "cross-half-128", "attend-half-128"]),
+        ("100", ["self-split-128", "cross-half-256"]),
+    ],
     ids=lambda p: f"sm_{p}" if isinstance(p, str) else "-".join(p),
 )
 def test_kernels_compile_as_the_table_says(arch, configurations):

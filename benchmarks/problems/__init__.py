@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.problems import clip, dcl, info_nce, nt_xent, siglip, sup_con
+from benchmarks.problems import clip, cosine, dcl, info_nce, nt_xent, siglip, sup_con
 from benchmarks.problems.problem import EAGER, Loss, Problem
 from ssl_kernels import backends
 from ssl_kernels.losses import LOSSES
@@ -15,8 +15,11 @@ from ssl_kernels.testing import backends_for
 __all__ = ["EAGER", "PROBLEMS", "Loss", "Problem", "providers"]
 
 
+FILES = (nt_xent, clip, siglip, info_nce, dcl, sup_con, cosine)
+
+
 def _all() -> dict[str, Problem]:
-    written = {name: p for file in (nt_xent, clip, siglip, info_nce, dcl, sup_con) for name, p in file.PROBLEMS.items()}
+    written = {name: problem for file in FILES for name, problem in file.PROBLEMS.items()}
     theirs = {problem.loss for problem in written.values()}
     others = (loss.SPEC for loss in LOSSES if loss.SPEC.name not in theirs)
     return written | {spec.name: Problem(spec.name, {EAGER: spec.reference}) for spec in others}

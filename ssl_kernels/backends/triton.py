@@ -28,17 +28,23 @@ def why_not() -> str | None:
 
 
 if why_not() is None:
+    from ssl_kernels.backends.triton_kernels.across import attend_lse, cross_lse, cross_lse_backward
     from ssl_kernels.backends.triton_kernels.aligned import cosine, cosine_backward
     from ssl_kernels.backends.triton_kernels.averaging import average_
-    from ssl_kernels.backends.triton_kernels.launch import self_lse, self_lse_backward
+    from ssl_kernels.backends.triton_kernels.pairwise import pair_softplus
     from ssl_kernels.backends.triton_kernels.ring import enqueue_
+    from ssl_kernels.backends.triton_kernels.within import self_lse, self_lse_backward
 
     __all__ = [
         "DEVICES",
+        "attend_lse",
         "average_",
         "cosine",
         "cosine_backward",
+        "cross_lse",
+        "cross_lse_backward",
         "enqueue_",
+        "pair_softplus",
         "self_lse",
         "self_lse_backward",
         "why_not",

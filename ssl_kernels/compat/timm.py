@@ -1,8 +1,8 @@
 """timm's ``ModelEmaV2`` and ``ModelEmaV3`` (``timm.utils``), an update being one pass over all tensors.
 
 ``ModelEmaV3`` has the arguments of timm 1.0.31. Where timm's averages stand still, these do not: float16 is rounded
-stochastically as bfloat16 is, and without ``stochastic_rounding`` an average of 16 bits is refused; ``ModelEmaV2`` copies
-integers (timm's truncates their average). Tied weights are averaged once.
+stochastically as bfloat16 is, and without ``stochastic_rounding`` an average of 16 bits is refused; ``ModelEmaV2``
+copies integers (timm's truncates their average). Tied weights are averaged once.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_kernels.ops import accumulate_dtype
 from ssl_kernels.ops.library import once
 
 
@@ -30,14 +33,19 @@ def dense_classes(labels: Tensor) -> Tensor:
     return torch.empty_like(first).scatter(0, order, first.cumsum(0) - 1)
 
 
-def class_sums(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The sum of each class's rows, ``[count, D]`` in float32 at least, and how many; always the same bits."""
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    sizes = classes.new_zeros(count).scatter_add(0, classes, torch.ones_like(classes))
-    sums = rows.new_zeros(count, rows.shape[1])
+def class_sizes(classes: Tensor, count: int | None = None) -> Tensor:
+    """How many rows each of ``count`` classes has, by default of as many as there are rows."""
+    sizes = classes.new_zeros(len(classes) if count is None else count)
+    return sizes.scatter_add(0, classes, torch.ones_like(classes))
+
+
+def class_sums(rows: Tensor, classes: Tensor, count: int | None = None) -> Tensor:
+    """The sum of each class's rows, ``[count, D]`` in float32 at least; always the same bits."""
+    rows = rows.to(accumulate_dtype(rows.dtype))
+    sums = rows.new_zeros(len(rows) if count is None else count, rows.shape[1])
     if rows.is_cuda:  # here index_add adds in any order, and this sorts
-        return sums.index_put((classes,), rows, accumulate=True), sizes
-    return sums.index_add(0, classes, rows), sizes
+        return sums.index_put((classes,), rows, accumulate=True)
+    return sums.index_add(0, classes, rows)
 
 
 def positives_and_negatives(z: Tensor, factor: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +54,14 @@ def positives_and_negatives(z: Tensor, factor: Tensor, classes: Tensor) -> tuple
     A block of rows at a time, formed again in backward: O(N D) memory. ``-inf`` where there is no such row.
     """
     return _PositivesAndNegatives.apply(z, factor, classes)
+
+
+def pair_terms(z: Tensor, factor: Tensor, classes: Tensor) -> Tensor:
+    """For every row, the sum over the others of its class of ``-log(e^s / (e^s + the row's negatives))``.
+
+    Of blocks of rows as :func:`positives_and_negatives`; 0 where there is no such row.
+    """
+    return _PairTerms.apply(z, factor, classes)
 
 
 BLOCK = 1 << 22  # entries that are there at a time, 16 MiB in float32
@@ -64,16 +80,44 @@ class _PositivesAndNegatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dpos, dneg):
-        return (*once(_gradients, dpos, dneg, *ctx.saved_tensors), None)
+        z, factor, classes, pos, neg = ctx.saved_tensors
+
+        def entries(rows, s, positive, negative):
+            ds = dpos[rows, None] * (s - pos[rows, None]).exp().masked_fill(~positive, 0.0)
+            return ds + dneg[rows, None] * (s - neg[rows, None]).exp().masked_fill(~negative, 0.0)
+
+        return *once(partial(_gradients, entries, classes), z, factor), None
 
 
-def _gradients(dpos, dneg, z, factor, classes, pos, neg):
+class _PairTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, factor, classes):
+        terms, neg = z.new_empty(len(z)), z.new_empty(len(z))
+        for rows, products, positive, negative in _blocks(z, classes):
+            s = products * factor.to(z.dtype)
+            neg[rows] = s.masked_fill(~negative, float("-inf")).logsumexp(1)
+            terms[rows] = F.softplus(neg[rows, None] - s, 1.0, 40.0).masked_fill(~positive, 0.0).sum(1)
+        ctx.save_for_backward(z, factor, classes, neg)
+        return terms
+
+    @staticmethod
+    def backward(ctx, g):
+        z, factor, classes, neg = ctx.saved_tensors
+
+        def entries(rows, s, positive, negative):
+            shares = torch.sigmoid(neg[rows, None] - s).masked_fill(~positive, 0.0)
+            spread = (s - neg[rows, None]).exp().masked_fill(~negative, 0.0)
+            return g[rows, None] * (shares.sum(1, keepdim=True) * spread - shares)
+
+        return *once(partial(_gradients, entries, classes), z, factor), None
+
+
+def _gradients(entries: Callable[..., Tensor], classes: Tensor, z: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``z`` and ``factor``, ``entries`` being the gradient of a block of logits."""
     by = factor.to(z.dtype)
     dz, dfactor = torch.zeros_like(z), torch.zeros_like(factor)
     for rows, products, positive, negative in _blocks(z, classes):
-        s = products * by
-        ds = dpos[rows, None] * (s - pos[rows, None]).exp().masked_fill(~positive, 0.0)
-        ds += dneg[rows, None] * (s - neg[rows, None]).exp().masked_fill(~negative, 0.0)
+        ds = entries(rows, products * by, positive, negative)
         dfactor += (ds * products).sum()
         with torch.autocast(z.device.type, enabled=False):
             dz[rows] += by * (ds @ z)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kernels.losses.classes import check_labels, class_sums, dense_classes
+from ssl_kernels.losses.classes import check_labels, class_sizes, class_sums, dense_classes
 from ssl_kernels.losses.gather import gather_rows
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_factor, as_logit_bias, as_logit_scale
@@ -105,8 +105,8 @@ def _head(neg: Tensor, pos: Tensor) -> Tensor:
 
 def _by_classes(x: Tensor, y: Tensor, lse_x: Tensor, lse_y: Tensor, classes: Tensor, factor: Tensor) -> Tensor:
     m, k = len(x), len(y)
-    x_sums, x_sizes = class_sums(x, classes[:m], m + k)
-    y_sums, y_sizes = class_sums(y, classes[m:], m + k)
+    x_sizes, y_sizes = class_sizes(classes[:m], m + k), class_sizes(classes[m:], m + k)
+    x_sums, y_sums = class_sums(x, classes[:m], m + k), class_sums(y, classes[m:], m + k)
     pairs = (x_sums * y_sums).sum(1).double()  # the products of all positive pairs of a class
     sides = (lse_x, classes[:m], y_sizes), (lse_y[:k], classes[m:], x_sizes)
     terms = []
@@ -216,7 +216,7 @@ class ClipLoss(nn.Module):
         logit_bias: float | Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        images, texts = self._gathered(image_features, text_features)
+        images, texts = self.gathered(image_features, text_features)
         if self.world_size > 1 and self.local_loss:
             loss = self._local(image_features, text_features, images, texts, logit_scale, logit_bias)
         else:
@@ -233,8 +233,8 @@ class ClipLoss(nn.Module):
             terms.append(_head(rows.neg, rows.pos))
         return _unseen((terms[0] + terms[1]) / 2, logit_bias)
 
-    def _gathered(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of all processes, with as much of a gradient as the flags ask for."""
+    def gathered(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """The images and the texts of all processes, with as much of a gradient as the flags ask for."""
         if self.world_size == 1:
             return image_features, text_features
         both = []
@@ -254,7 +254,7 @@ class ClipLoss(nn.Module):
         logit_bias: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both logit matrices, stored: for losses built on this one (distillation); :meth:`forward` needs none."""
-        images, texts = self._gathered(image_features, text_features)
+        images, texts = self.gathered(image_features, text_features)
         if self.world_size > 1 and self.local_loss:
             per_image, per_text = logit_scale * image_features @ texts.T, logit_scale * text_features @ images.T
         else:

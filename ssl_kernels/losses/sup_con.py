@@ -9,7 +9,11 @@ With all rows on the unit sphere, :math:`s_{ij} = z_i \cdot z_j / \tau` and :mat
 
 over the rows :math:`I` that have a positive. The positives of the first, the paper's choice, are a plain sum: over all
 pairs of a class it is :math:`|C|^2 - \sum |z|^2`, ``C`` the sum of its rows, so no label is looked at among the pairs.
-The second asks of every pair whether it is one, in plain PyTorch, a block of rows at a time.
+The second asks of every pair whether it is one, in plain PyTorch, a block of rows at a time, and so does a third,
+NT-Xent with more than one positive, where these do not compete with one another:
+
+.. math:: \mathcal L_\text{pairs} = \frac1{\sum_i |P(i)|} \sum_i \sum_{p \in P(i)}
+          -\log \frac{e^{s_{ip}}}{e^{s_{ip}} + \sum_{a \notin P(i) \cup \{i\}} e^{s_{ia}}}.
 """
 
 from __future__ import annotations
@@ -21,15 +25,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_kernels.losses.classes import check_labels, class_sums, dense_classes, positives_and_negatives
+from ssl_kernels.losses.classes import (
+    check_labels,
+    class_sizes,
+    class_sums,
+    dense_classes,
+    pair_terms,
+    positives_and_negatives,
+)
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.sphere import unit_rows
 from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
-from ssl_kernels.ops import check_views, self_lse
+from ssl_kernels.ops import accumulate_dtype, check_views, self_lse
 
 __all__ = ["SupConLoss", "sup_con_loss", "sup_con_reference"]
 
-FORMS = ("out", "in")
+FORMS = ("out", "in", "pairs")
 
 
 def sup_con_loss(
@@ -38,6 +49,7 @@ def sup_con_loss(
     temperature: float | Tensor = 0.1,
     *,
     form: str = "out",
+    normalize: bool = True,
     backend: str | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss (SupCon), O(N D) memory.
@@ -48,13 +60,15 @@ def sup_con_loss(
         labels: ``[N]`` integers, any; rows of the same label are positives of one another. None: every sample is a
             class of its own, and only its views are positives (NT-Xent for two).
         temperature: tau, a float or a one-element tensor (then it gets a gradient); ``|tau| >= 1e-8``.
-        form: ``"out"``, the mean over the positives of the logarithm, or ``"in"``, the logarithm of their mean.
+        form: ``"out"``, the mean over the positives of the logarithm; ``"in"``, the logarithm of their mean; or
+            ``"pairs"``, the mean over all pairs of positives, each by itself against the row's negatives.
+        normalize: False to take the rows as they are.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
-            The form ``"in"`` is PyTorch's business on all of them.
+            The forms ``"in"`` and ``"pairs"`` are PyTorch's business on all of them.
 
     Returns:
-        The mean over the rows that have a positive, a float32 scalar (float64 for float64). If none has, zero, with a
-        gradient of zero.
+        The mean over the rows that have a positive (over the pairs), a float32 scalar (float64 for float64). If none
+        has, zero, with a gradient of zero.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, labels of another length, ``|temperature| < 1e-8`` or NaN, an
@@ -65,23 +79,31 @@ def sup_con_loss(
     """
     views, labels = _check(features, labels, form)
     scale, multiplier = as_scale(temperature, views[0])
-    classes = dense_classes(labels)
-    z = unit_rows(views)
-    factor = as_factor(scale, multiplier, z)
-    sums, sizes = class_sums(z.double(), classes, len(z))
-    asks = sizes[classes] > 1
-    if form == "in":
-        pos, neg = positives_and_negatives(z, factor, classes)
-        count = (sizes[classes] - 1).clamp_min(1).to(z.dtype)
-        less = torch.where(asks, neg - pos, 0.0)
-        terms = torch.where(asks, F.softplus(less, 1.0, 40.0) + count.log(), 0.0)
-        return terms.sum() / asks.sum().clamp_min(1)
+    z = unit_rows(views) if normalize else torch.cat([v.to(accumulate_dtype(v.dtype)) for v in views])
+    factor, classes = as_factor(scale, multiplier, z), dense_classes(labels)
+    if form == "out":
+        return _out(z, classes, factor, scale, multiplier, backend)
+    positives = class_sizes(classes)[classes] - 1
+    if form == "pairs":
+        return pair_terms(z, factor, classes).sum() / positives.sum().clamp_min(1)
+    pos, neg = positives_and_negatives(z, factor, classes)
+    less = torch.where(positives > 0, neg - pos, 0.0)
+    terms = F.softplus(less, 1.0, 40.0) + positives.clamp_min(1).to(z.dtype).log()
+    return torch.where(positives > 0, terms, 0.0).sum() / (positives > 0).sum().clamp_min(1)
+
+
+def _out(
+    z: Tensor, classes: Tensor, factor: Tensor, scale: Tensor | None, multiplier: float, backend: str | None
+) -> Tensor:
     # The same rows as in the class sums: the rounding of their norms cancels, and so do large parts of the gradients,
     # which for rows of 16 bits must not be rounded before they meet
     neg, _, top = self_lse([z], scale, multiplier, period=len(z), normalize=False, backend=backend)
     # What follows in float64, so that no digit is lost between numbers as large as 1/tau
-    squares, _ = class_sums(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) ** 2, classes, len(z))
+    sizes = class_sizes(classes)
+    sums = class_sums(z.double(), classes)
+    squares = class_sums(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) ** 2, classes)
     pairs = torch.where(sizes > 1, (sums * sums).sum(1) - squares.squeeze(1), 0.0)  # of a class, each from both ends
+    asks = sizes[classes] > 1
     total = torch.where(asks, neg + top.double(), 0.0).sum() - factor * (pairs / (sizes - 1).clamp_min(1)).sum()
     return (total / asks.sum().clamp_min(1)).to(z.dtype)
 
@@ -92,7 +114,7 @@ def _check(features: Tensor | Sequence[Tensor], labels: Tensor | None, form: str
         raise ValueError("features: expected at least one view, got none")
     check_views(views, ["features"] if len(views) == 1 else [f"features[{k}]" for k in range(len(views))])
     if form not in FORMS:
-        raise ValueError(f"form: expected 'out' or 'in', got {form!r}")
+        raise ValueError(f"form: expected 'out', 'in' or 'pairs', got {form!r}")
     if labels is None:
         labels = torch.arange(len(views[0]), device=views[0].device)
     check_labels("labels", labels, views[0])
@@ -105,17 +127,22 @@ def sup_con_reference(
     temperature: float | Tensor = 0.1,
     *,
     form: str = "out",
+    normalize: bool = True,
 ) -> Tensor:
     """The same as :func:`sup_con_loss`, written as the paper has it, with the whole matrix and plain autograd."""
     views, labels = _check(features, labels, form)
     check_temperature(temperature)
-    z = F.normalize(torch.cat(views), dim=1)
+    z = torch.cat(views)
+    z = F.normalize(z, dim=1) if normalize else z
     others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     positives = (labels[:, None] == labels) & others
     count = positives.sum(1)
     logits = (z @ z.T / temperature).masked_fill(~others, float("-inf"))
     if len(z) == 1:  # nothing to be told apart from
-        return (z * 0.0).sum()
+        return (z * 0.0).nansum()
+    if form == "pairs":
+        neg = logits.masked_fill(positives, float("-inf")).logsumexp(1, keepdim=True)
+        return F.softplus(neg - logits, 1.0, 40.0).masked_fill(~positives, 0.0).sum() / count.sum().clamp_min(1)
     log_prob = logits - logits.logsumexp(1, keepdim=True)
     if form == "out":
         rows = -log_prob.masked_fill(~positives, 0.0).sum(1) / count.clamp_min(1)
@@ -139,7 +166,7 @@ class SupConLoss(nn.Module):
         super().__init__()
         check_temperature(temperature)
         if form not in FORMS:
-            raise ValueError(f"form: expected 'out' or 'in', got {form!r}")
+            raise ValueError(f"form: expected 'out', 'in' or 'pairs', got {form!r}")
         self.temperature = temperature
         self.form = form
         self.backend = backend

@@ -58,12 +58,15 @@ def average_(
         number, momentum = float(momentum), None
     if momentum is None and not 0 <= number <= 1:
         raise ValueError(f"momentum: expected a number from 0 to 1, got {number}")
+    target, source = list(target), list(source)
+    if not target and not source:
+        return
     arguments = target, source, momentum, number, copied, rounding, backend or backends.override()
     with torch.no_grad():
         if plain(target) and plain(source):
             _implementation(*arguments)
         else:
-            torch.ops.ssl_kernels.average_(list(target), list(source), *arguments[2:])
+            torch.ops.ssl_kernels.average_(*arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------- checks
@@ -73,8 +76,6 @@ def _check(target, source, copied, rounding) -> None:
         raise ValueError(f"source: expected {len(target)} tensors as target, got {len(source)}")
     if not 0 <= copied <= len(target):
         raise ValueError(f"copied: expected 0 to {len(target)} pairs, got {copied}")
-    if not target:
-        return
     averaged = len(target) - copied
     dtypes = {t.dtype for t in target[:averaged]}
     if not (
@@ -148,8 +149,6 @@ def _fake(target, source, momentum, number, copied, rounding, backend):
 
 def _implementation(target, source, momentum, number, copied, rounding, backend):
     _check(target, source, copied, rounding)
-    if not target:
-        return
     _check_memory(target, source)
     to, of = list(target), list(source)
     for k, (t, s) in enumerate(zip(target, source, strict=True)):

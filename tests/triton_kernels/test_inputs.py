@@ -8,16 +8,16 @@ import torch
 
 import ssl_kernels
 from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import launch
+from ssl_kernels.backends.triton_kernels import across, launch, pairwise, within
 
 LOOSE = {"rtol": 2e-4, "atol": 1e-5}
-KERNELS = ("prepare", "sweep", "combine", "weigh", "finish", "sum_scale")
+KERNELS = ("prepare", "largest_factors", "sweep", "combine", "weigh", "finish", "sum_scale", "add_up")
 
 
 def both(x, scale, period, *, multiplier=1.0, normalize=True):
     """Forward and backward of the kernels and of the reference, on the same upstream gradients."""
     results = []
-    for backend in (launch, reference):
+    for backend in (within, reference):
         neg, pos, top = backend.self_lse(x, scale, multiplier, period, normalize)
         generator = torch.Generator().manual_seed(1)
         dneg = torch.rand(neg.shape, generator=generator).to(neg.dtype)
@@ -81,7 +81,7 @@ def test_nan_scale_comes_out():
 def test_rows_with_strides_and_views_of_any_number():
     base = torch.randn(40, 80)
     assert_alike([base[:, 3:19], base[:20:2, 8:24], base.T[:16].T], torch.tensor(3.0), 45)
-    many = list(torch.randn(launch.MAX_VIEWS + 3, 4, 16))
+    many = list(torch.randn(launch.MAX_INPUTS + 3, 4, 16))
     assert_alike(many, torch.tensor(3.0), 4)
     assert_alike([base[:0, :16], base[:, :16], base[:0, :16]], torch.tensor(3.0), 20)
 
@@ -116,13 +116,13 @@ def test_multiplier_is_not_rounded_to_float32():
 
 def test_upstream_gradients_of_any_size_and_shape():
     x = [torch.randn(70, 16).half()]
-    neg, _, top = launch.self_lse(x, None, 10.0, 35, True)
+    neg, _, top = within.self_lse(x, None, 10.0, 35, True)
     rest = x, None, 10.0, 35, True, neg, top
-    whole = launch.self_lse_backward(torch.ones(70), torch.zeros(1, 70), *rest)[0][0].double()
+    whole = within.self_lse_backward(torch.ones(70), torch.zeros(1, 70), *rest)[0][0].double()
     for size in (2.0**-40, 2.0**12):
-        dx = launch.self_lse_backward(torch.tensor(size).expand(70), torch.zeros(()).expand(1, 70), *rest)[0][0]
+        dx = within.self_lse_backward(torch.tensor(size).expand(70), torch.zeros(()).expand(1, 70), *rest)[0][0]
         torch.testing.assert_close(dx.double(), (whole * size).half().double(), rtol=1e-3, atol=1e-7)
-    nothing = launch.self_lse_backward(torch.zeros(70), torch.zeros(1, 70), *rest)[0][0]
+    nothing = within.self_lse_backward(torch.zeros(70), torch.zeros(1, 70), *rest)[0][0]
     assert nothing.count_nonzero() == 0
 
 
@@ -149,5 +149,10 @@ def test_nothing_is_read_back(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     monkeypatch.setattr(interpreter.SETTINGS, "only", dict.fromkeys(KERNELS, ()))
     x, scale = [torch.randn(70, 16)], torch.tensor(10.0)
-    neg, pos, top = launch.self_lse(x, scale, 1.0, 35, True)
-    launch.self_lse_backward(neg, pos, x, scale, 1.0, 35, True, neg, top)
+    neg, pos, top = within.self_lse(x, scale, 1.0, 35, True)
+    within.self_lse_backward(neg, pos, x, scale, 1.0, 35, True, neg, top)
+    y, args = torch.randn(90, 16), (scale, 1.0, 5)
+    neg, pos, top, neg_y, pos_y, top_y = across.cross_lse(*x, [y], *args, True, True)
+    across.cross_lse_backward(neg, pos, neg_y, pos_y, *x, [y], *args, True, neg, top, neg_y, top_y, True, True)
+    across.attend_lse(*x, [y], *args, False)
+    pairwise.pair_softplus(*x, y, scale, scale, 1.0, 5, True)

@@ -8,7 +8,7 @@ import interpreter
 import pytest
 import torch
 
-from ssl_kernels.backends.triton_kernels import launch
+from ssl_kernels.backends.triton_kernels import across, launch, passes, within
 
 KERNELS = ("prepare", "sweep", "combine", "weigh", "finish", "sum_scale")
 MIB = 2**20
@@ -20,28 +20,54 @@ def huge(monkeypatch):
     return monkeypatch
 
 
-def test_workspace_is_linear_in_the_rows(huge):
-    """M = 131,072, D = 128: everything that is allocated, results included, counted as it is asked for."""
+@pytest.fixture
+def asked(huge):
+    """Every byte that is allocated, results included, counted as it is asked for; no kernel runs."""
     huge.setattr(interpreter.SETTINGS, "only", dict.fromkeys(KERNELS, ()))
-    asked = []
+    sizes = []
     empty = torch.empty
 
     def counted(*args, **kwargs):
         t = empty(*args, **kwargs)
-        asked.append(t.numel() * t.element_size())
+        sizes.append(t.numel() * t.element_size())
         return t
 
+    huge.setattr(torch, "empty", counted)
+    return sizes
+
+
+def test_workspace_is_linear_in_the_rows(asked):
+    """M = 131,072, D = 128."""
     x = [torch.zeros(65536, 128, dtype=torch.bfloat16)] * 2
     scale = torch.tensor(10.0)
-    huge.setattr(torch, "empty", counted)
-    neg, pos, top = launch.self_lse(x, scale, 1.0, 65536, True)
-    forward_bytes = sum(asked)
+    neg, pos, top = within.self_lse(x, scale, 1.0, 65536, True)
+    # operand rows (float16) 32 MiB; sums and maxima of 64 groups 64 MiB
+    assert sum(asked) < 98 * MIB
     asked.clear()
-    launch.self_lse_backward(neg, pos, x, scale, 1.0, 65536, True, neg, top)
-    # operand rows (float16) 32 MiB; forward: sums and maxima of 64 groups 64 MiB; backward: float32 sums 64 MiB
-    # and the gradient 32 MiB
-    assert forward_bytes < 98 * MIB
+    within.self_lse_backward(neg, pos, x, scale, 1.0, 65536, True, neg, top)
+    # operand rows, float32 sums 64 MiB and the gradient 32 MiB
     assert sum(asked) < 131 * MIB
+
+
+def test_workspace_of_two_sets_is_that_of_their_rows(asked):
+    """M = K = 65,536, D = 128: as the same number of rows against themselves."""
+    x, y = torch.zeros(2, 65536, 128, dtype=torch.bfloat16)
+    args = x, [y], torch.tensor(10.0), 1.0, 0, True
+    neg, pos, top, neg_y, pos_y, top_y = across.cross_lse(*args, True)
+    assert sum(asked) < 98 * MIB
+    asked.clear()
+    across.cross_lse_backward(neg, pos, neg_y, pos_y, *args, neg, top, neg_y, top_y, True, True)
+    assert sum(asked) < 131 * MIB
+
+
+def test_workspace_of_few_rows_against_a_queue(asked):
+    """M = 256, K = 65,536, D = 128: the queue as operand rows 16 MiB, the sums of 66 spans 8.3 MiB."""
+    x, y = torch.zeros(256, 128, dtype=torch.bfloat16), torch.zeros(65536, 128, dtype=torch.bfloat16)
+    across.attend_lse(x, [y], torch.tensor(5.0), 1.0, None, True)
+    assert sum(asked) < 25 * MIB
+    asked.clear()
+    across.cross_lse(x, [y], torch.tensor(5.0), 1.0, None, True, False)
+    assert sum(asked) < 18 * MIB
 
 
 def test_addresses_of_the_last_rows(huge):
@@ -52,23 +78,24 @@ def test_addresses_of_the_last_rows(huge):
     spans, last_span = 29, 44_800  # of columns in the backward, and the first column of the last one
     prepared = [*range(24), *range(last_span // 32, -(-rows // 32))]  # the first group, and the last rows
     huge.setattr(interpreter.SETTINGS, "only", {"prepare": prepared})
-    problem = launch.Problem([x], scale, 1.0, rows, True)
+    problem = launch.Problem(scale, 1.0, rows, True, [x])
 
     group, last = 768, 60  # rows in a group, the last group
     first = last * group
     huge.setattr(interpreter.SETTINGS, "only", {"sweep": [last * (last + 1), last * (last + 1) + last]})
-    sums = launch.sum_negatives(problem)
-    assert sums.shape == (2, last + 1, problem.padded_rows)
+    sums, _ = passes.sum_negatives(problem)
+    assert sums.shape == (2, last + 1, problem.x.padded)
     inner = (z[first:] @ z[first:].T).exp().fill_diagonal_(0)
     torch.testing.assert_close(sums[0, last, first:rows].double(), inner.sum(1), rtol=1e-5, atol=0)
-    across = (z[:group] @ z[first:].T).exp()
-    torch.testing.assert_close(sums[0, last, :group].double(), across.sum(1), rtol=1e-5, atol=0)
-    torch.testing.assert_close(sums[0, 0, first:rows].double(), across.sum(0), rtol=1e-5, atol=0)
+    between = (z[:group] @ z[first:].T).exp()
+    torch.testing.assert_close(sums[0, last, :group].double(), between.sum(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sums[0, 0, first:rows].double(), between.sum(0), rtol=1e-5, atol=0)
 
     blocks = -(-rows // 64)
     huge.setattr(launch, "PROGRAMS", spans * blocks)
     huge.setattr(interpreter.SETTINGS, "only", {"sweep": [blocks * spans - 1]})
-    received, unit = launch.receive(problem, torch.ones(rows), torch.full((rows,), 9.0), torch.zeros(rows))
+    weights, _, unit = passes.weigh(problem, (torch.full((rows,), 9.0), torch.zeros(rows), torch.ones(rows)))
+    received = passes.receive(problem, problem.x, problem.y, rows, weights, weights)
     assert len(received) == spans
     own = rows - (blocks - 1) * 64  # rows of the last block
     e = (z[-own:] @ z[last_span:].T).exp()
@@ -81,7 +108,7 @@ def test_addresses_of_the_last_rows(huge):
 @pytest.mark.parametrize("rows", [64, 1_000, 8_192, 20_000, 40_000, 131_072])
 def test_columns_are_split_only_to_fill_the_chip(rows):
     blocks = -(-rows // 64)
-    spans = launch._spans(blocks, blocks)
+    spans = launch.spans(blocks, blocks, launch.PROGRAMS)
     assert 1 <= spans <= blocks
     assert spans == 1 or spans * rows <= 8 * 64 * launch.PROGRAMS
     rounds = spans * blocks / launch.PROGRAMS

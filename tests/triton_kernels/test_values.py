@@ -8,12 +8,11 @@ import interpreter
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import BF16, F16, F32, F64, assert_no_worse, matmul_precision, product
 from torch import Tensor
 
 from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import launch
-
-F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+from ssl_kernels.backends.triton_kernels import passes, within
 
 
 class Setting(NamedTuple):
@@ -24,7 +23,7 @@ class Setting(NamedTuple):
     temperature: float = 0.1
     precision: str = "highest"
     normalize: bool = True
-    max_groups: int = launch.MAX_GROUPS
+    max_groups: int = passes.MAX_GROUPS
 
     def __str__(self) -> str:
         changed = [f"{k}={v}" for k, v in self._asdict().items() if k not in ("dtype", "rows", "width")]
@@ -102,8 +101,8 @@ def fused(p: Problem, multiplier: float = 1.0) -> Result:
     half = len(p.x) // 2
     x = [p.x[:half], p.x[half:]] if half else [p.x]
     args = x, p.scale, multiplier, p.period, p.normalize
-    neg, pos, top = launch.self_lse(*args)
-    dx, dscale = launch.self_lse_backward(p.dneg, p.dpos, *args, neg, top)
+    neg, pos, top = within.self_lse(*args)
+    dx, dscale = within.self_lse_backward(p.dneg, p.dpos, *args, neg, top)
     assert [t.dtype for t in dx] == [t.dtype for t in x]
     return Result(neg.double() + top, pos.double() + top, top, torch.cat(dx), dscale)
 
@@ -116,31 +115,11 @@ def exact(p: Problem) -> Result:
     return Result(neg + top, pos + top, top, dx, dscale)
 
 
-class TF32Product(torch.autograd.Function):
-    """A product whose operands are rounded to tf32, to nearest: the kindest reading of float32 at "high"."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.save_for_backward(a, b)
-        return TF32Product.round(a) @ TF32Product.round(b)
-
-    @staticmethod
-    def backward(ctx, g):
-        a, b = ctx.saved_tensors
-        round_ = TF32Product.round
-        return round_(g) @ round_(b).T, round_(a).T @ round_(g)
-
-    @staticmethod
-    def round(x: Tensor) -> Tensor:
-        return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(F32)
-
-
 def eager(p: Problem, precision: str) -> Result:
     """What an expert writes without the kernels, in the dtype of the input throughout."""
     x, scale = p.x.clone().requires_grad_(), p.scale.clone().requires_grad_()
     z = F.normalize(x, dim=1) if p.normalize else x
-    product = torch.matmul if precision == "highest" or x.dtype != F32 else TF32Product.apply
-    s = product(z, z.T) * scale.to(x.dtype)
+    s = product(x.dtype, precision)(z, z.T) * scale.to(x.dtype)
     rows = torch.arange(len(x))
     same = (rows[:, None] - rows) % p.period == 0
     neg = s.masked_fill(same, float("-inf")).logsumexp(1)
@@ -153,21 +132,14 @@ def eager(p: Problem, precision: str) -> Result:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_no_worse_than_eager(setting, monkeypatch):
-    monkeypatch.setattr(launch, "MAX_GROUPS", setting.max_groups)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(setting.precision)
-    try:
+    monkeypatch.setattr(passes, "MAX_GROUPS", setting.max_groups)
+    with matmul_precision(setting.precision):
         p = Problem.of(setting)
         got, want = fused(p), exact(p)
-    finally:
-        torch.set_float32_matmul_precision(before)
     peer = eager(p, setting.precision)
     for name in Result._fields:
-        ours, theirs, true = (getattr(r, name).double() for r in (got, peer, want))
-        finite = true.isfinite()
-        assert torch.equal(ours.isfinite(), finite), name
-        error, peers = (ours - true)[finite].norm(), (theirs - true)[finite].norm()
-        assert error <= 2 * peers + _last_bits(setting, p, want, name), f"{name}: {error:.2e}, eager has {peers:.2e}"
+        ours, theirs, true = (getattr(r, name) for r in (got, peer, want))
+        assert_no_worse(name, ours, theirs, true, _last_bits(setting, p, want, name))
 
 
 def _last_bits(setting: Setting, p: Problem, want: Result, name: str) -> float:

@@ -1,9 +1,11 @@
 """The backward sweep: every program owns its rows, so nothing is added across programs and the order never changes.
 
 With ``dneg`` the gradient of ``neg`` and ``s`` the logits, a pair of negatives carries
-``G_ij = dneg_i exp(s_ij - top_i - neg_i) + dneg_j exp(s_ij - top_j - neg_j)`` and row ``i`` receives
-``sum_j G_ij z_j``; positives join row by row in ``finish``. The sums are kept without the logits' factor, so that the
-gradient of the scale follows from them without dividing by it (Euler: half the sum of ``z_i`` times what it received).
+``G_ij = dneg_i exp(s_ij - top_i - neg_i) + dneg_j exp(s_ij - top_j - neg_j)``, the second term that of the columns
+(which are rows too in a set against itself), and row ``i`` receives ``sum_j G_ij z_j``; what columns receive is the
+same sweep with the two sets exchanged. Positives join row by row in ``finish``. The sums are kept without the logits'
+factor, so that the gradient of the scale follows from them without dividing by it: the sum of ``z_i`` times what it
+received, half of it where every entry is received by its row and by its column.
 """
 
 from __future__ import annotations
@@ -15,15 +17,22 @@ from ssl_kernels.backends.triton_kernels.logits import (
     LOG2E,
     UNIT,
     choose_shift,
-    dot,
+    column_factors,
+    load_pieces,
+    logit_factor,
+    products,
+    row_factors,
+    store_result,
+    tile_factor,
+    weigh_rows,
+)
+from ssl_kernels.backends.triton_kernels.pairs import (
     first_distance,
     is_special,
-    load_rows,
-    logit_factor,
     negatives,
     next_distance,
-    products,
-    tile_factor,
+    positive,
+    positives_of_a_row,
 )
 from ssl_kernels.backends.triton_kernels.rows import EPS, divisor, gather, norm, operand, power_of_two_below
 
@@ -32,26 +41,32 @@ from ssl_kernels.backends.triton_kernels.rows import EPS, divisor, gather, norm,
 G_TOP = tl.constexpr(16384.0)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["x_rows", "y_rows"])
 def weigh(
-    neg, top, dneg, factors, scale, multiplier: tl.float64, weights, unit, rows, padded,
-    NORMALIZE: tl.constexpr, BLOCK: tl.constexpr,
+    x_neg, x_top, x_dneg, y_neg, y_top, y_dneg, scale, multiplier: tl.float64, x_weights, y_weights, unit,
+    x_rows, y_rows, x_padded, y_padded, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What a row puts into G, by kind of shift: ``dneg exp(shift - top - neg)`` or (top, neg, dneg).
+    """What a row, or a column, puts into G, by kind of shift: ``dneg exp(shift - top - neg)`` or (top, neg, dneg).
 
-    Every program finds the largest |dneg| by itself: M numbers from the cache, cheaper than one more launch.
+    Every program finds the largest |dneg| by itself: so many numbers from the cache, cheaper than one more launch.
     """
-    DTYPE: tl.constexpr = neg.dtype.element_ty
-    largest = tl.zeros([BLOCK], DTYPE)
-    largest_factor = tl.zeros([BLOCK], DTYPE)
-    for start in range(0, rows, BLOCK):
-        j = start + tl.arange(0, BLOCK)
-        largest = tl.maximum(largest, tl.abs(tl.load(dneg + j, mask=j < rows, other=0.0)))
-        if factors is not None:
-            largest_factor = tl.maximum(largest_factor, tl.load(factors + j, mask=j < rows, other=0.0))
-    largest = tl.max(largest, 0)
-    if factors is not None:
-        largest = largest * tl.max(largest_factor, 0)
+    DTYPE: tl.constexpr = x_neg.dtype.element_ty
+    largest = largest_of(x_dneg, x_rows, BLOCK)
+    neg = x_neg
+    top = x_top
+    dneg = x_dneg
+    weights = x_weights
+    rows = x_rows
+    padded = x_padded
+    if y_neg is not None:
+        largest = tl.maximum(largest, largest_of(y_dneg, y_rows, BLOCK))
+        if tl.program_id(1) == 1:
+            neg = y_neg
+            top = y_top
+            dneg = y_dneg
+            weights = y_weights
+            rows = y_rows
+            padded = y_padded
     # 2^-100 keeps the power finite; smaller gradients than that flush to zero
     power = power_of_two_below(tl.maximum(largest.to(tl.float32), 7.9e-31))
     power = tl.where(largest > 0, power * (2.0 / G_TOP), 1.0)
@@ -73,88 +88,91 @@ def weigh(
         tl.store(weights + i, dn, mask=i < padded)
         tl.store(weights + padded + i, t, mask=i < padded)
         tl.store(weights + 2 * padded + i, n, mask=i < padded)
-    if tl.program_id(0) == 0:
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
         tl.store(unit, power.to(DTYPE))
 
 
-@triton.jit(do_not_specialize=["rows", "period", "span"])
+@triton.jit
+def largest_of(x, count, BLOCK: tl.constexpr):
+    top = tl.zeros([BLOCK], x.dtype.element_ty)
+    for start in range(0, count, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        top = tl.maximum(top, tl.abs(tl.load(x + j, mask=j < count, other=0.0)))
+    return tl.max(top, 0)
+
+
+@triton.jit
+def load_weights(weights, k, padded):
+    """(weight, top, neg) of rows ``k``; only the first means anything under a fixed shift."""
+    at = weights + k
+    return tl.load(at), tl.load(at + padded), tl.load(at + 2 * padded)
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "step", "span"])
 def sweep(
-    units, factors, scale, multiplier: tl.float64, weights, received, rows, period, span, padded, low_offset,
-    NORMALIZE: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
+    x_units, y_units, x_factors, y_factors, y_largest, scale, multiplier: tl.float64, x_weights, y_weights, received,
+    rows, columns, step, span, x_padded, y_padded, low_offset,
+    NORMALIZE: tl.constexpr, SELF: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``received[c, i, d]``: what row ``i`` receives from span ``c`` of the columns, in ``BLOCK_D`` of its entries."""
+    """``received[c, i, d]``: what row ``i`` receives from span ``c`` of the columns, in ``BLOCK_D`` of its entries.
+
+    Of the two sides that weigh entries, one may be absent (None): only the rows were reduced.
+    """
     DTYPE: tl.constexpr = received.dtype.element_ty
-    OPERAND: tl.constexpr = units.dtype.element_ty
     first_row = tl.program_id(0) * BLOCK_M
-    low = units + low_offset
     factor = logit_factor(scale, multiplier, DTYPE)
     fixed, shift = choose_shift(factor, NORMALIZE)
     factor = tile_factor(factor, fixed)
 
     i = first_row + tl.arange(0, BLOCK_M)
-    dk = tl.arange(0, BLOCK_K)
-    q = load_rows(units, i, dk, WIDTH)
-    q_low = q
-    if PIECES == 2:
-        q_low = load_rows(low, i, dk, WIDTH)
-    row_factor = tl.zeros([BLOCK_M], DTYPE) + factor
-    if factors is not None:
-        row_factor = row_factor * tl.load(factors + i)
-    w_i = tl.load(weights + i)
-    top_i = tl.load(weights + padded + i)
-    neg_i = tl.load(weights + 2 * padded + i)
+    q, q_low = load_pieces(x_units, low_offset, i, tl.arange(0, BLOCK_K), WIDTH, PIECES)
+    row_factor = row_factors(x_factors, i, factor, DTYPE)
+    if x_weights is not None:
+        w_i, top_i, neg_i = load_weights(x_weights, i, x_padded)
 
     d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_M, BLOCK_D], DTYPE)
     start = tl.program_id(1) * span
-    distance = first_distance(first_row, start, rows, period, BLOCK_N)
-    for first_column in tl.range(start, tl.minimum(start + span, rows), BLOCK_N, num_stages=STAGES):
+    distance = first_distance(first_row, start, rows, step, BLOCK_N, SELF)
+    for first_column in tl.range(start, tl.minimum(start + span, columns), BLOCK_N, num_stages=STAGES):
         j = first_column + tl.arange(0, BLOCK_N)
         acc, k, k_low = products(
-            units, low, q, q_low, i, j, DTYPE, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PIECES, STAGES
+            x_units, y_units, low_offset, q, q_low, i, j, DTYPE, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PIECES, STAGES
         )  # fmt: skip
-        t = acc * row_factor[:, None]
-        if factors is not None:
-            f_j = tl.load(factors + j)
-            t = t * f_j[None, :]
-        w_j = tl.load(weights + j)
+        f_j, relative_f_j = column_factors(y_factors, y_largest, j)
+        t = acc * row_factor[:, None] * f_j
+        if y_weights is not None:
+            w_j, top_j, neg_j = load_weights(y_weights, j, y_padded)
         if fixed:
-            g = tl.math.exp2(t - shift) * (w_i[:, None] + w_j[None, :])
+            if y_weights is None:
+                w = w_i[:, None]
+            elif x_weights is None:
+                w = w_j[None, :]
+            else:
+                w = w_i[:, None] + w_j[None, :]
+            g = tl.math.exp2(t - shift) * w
+        elif y_weights is None:
+            g = w_i[:, None] * tl.exp((t - top_i[:, None]) - neg_i[:, None])
+        elif x_weights is None:
+            g = w_j[None, :] * tl.exp((t - top_j[None, :]) - neg_j[None, :])
         else:
-            top_j = tl.load(weights + padded + j)
-            neg_j = tl.load(weights + 2 * padded + j)
             g = w_i[:, None] * tl.exp((t - top_i[:, None]) - neg_i[:, None])
             g += w_j[None, :] * tl.exp((t - top_j[None, :]) - neg_j[None, :])
-        if factors is not None:
-            g = g * f_j[None, :]
-        if is_special(distance, first_row, first_column, rows, period, BLOCK_M, BLOCK_N):
-            g = tl.where(negatives(i, j, rows, period), g, 0.0)
-        distance = next_distance(distance, period, BLOCK_N)
-        if BLOCK_K != WIDTH:
-            inside = (j >= 0)[:, None] & (d < WIDTH)[None, :]
-            at = units + (j.to(tl.int64)[:, None] * WIDTH + d[None, :])
-            k = tl.load(at, mask=inside, other=0.0)
-            k_low = k
-            if PIECES == 2:
-                k_low = tl.load(at + low_offset, mask=inside, other=0.0)
-        high = g.to(OPERAND)
-        rest = high
-        if PIECES == 2:
-            rest = (g - high.to(DTYPE)).to(OPERAND)
-        total = dot(high, rest, k, k_low, total, PIECES)
-    to = received + (tl.program_id(1).to(tl.int64) * padded + i.to(tl.int64))[:, None] * WIDTH + d[None, :]
-    if BLOCK_D == WIDTH:
-        tl.store(to, total)
-    else:
-        tl.store(to, total, mask=(i >= 0)[:, None] & (d < WIDTH)[None, :])
+        g = g * relative_f_j
+        if is_special(distance, first_row, first_column, rows, columns, step, BLOCK_M, BLOCK_N, SELF):
+            g = tl.where(negatives(i, j, rows, columns, step, SELF), g, 0.0)
+        distance = next_distance(distance, step, BLOCK_N, SELF)
+        total = weigh_rows(g, k, k_low, y_units, low_offset, j, d, total, WIDTH, BLOCK_K, PIECES)
+    store_result(received, total, tl.program_id(1), i, d, x_padded, WIDTH, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["rows", "period", "spans"])
+@triton.jit(do_not_specialize=["rows", "columns", "step", "spans"])
 def finish(
-    xs, strides, counts, dxs, units, factors, scale, multiplier: tl.float64, received, unit, dpos, by_program,
-    rows, period, spans, padded, low_offset, width,
-    NORMALIZE: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    xs, strides, counts, firsts, dxs, y_units, y_factors, y_largest, scale, multiplier: tl.float64, received, unit,
+    dpos, y_dpos, by_program, rows, columns, step, spans, padded, low_offset, width,
+    NORMALIZE: tl.constexpr, SELF: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """From what a row received to the gradient of the input: the spans' sums, the positives, the factor, the norm."""
     DTYPE: tl.constexpr = received.dtype.element_ty
@@ -168,22 +186,32 @@ def finish(
     for c in range(0, spans):
         g += tl.load(at, mask=mask, other=0.0)
         at += padded.to(tl.int64) * WIDTH
-    g = g * (tl.load(unit) * (1.0 / UNIT))
+    g = g * (1.0 / UNIT)
+    if unit is not None:
+        g = g * tl.load(unit)
+    if y_largest is not None:
+        g = g * tl.load(y_largest)
 
-    views = rows // period
-    for o in range(1, views):
-        twin = (i + o * period) % rows
-        to_twin = tl.load(dpos + (i.to(tl.int64) + (o - 1) * rows.to(tl.int64)), mask=inside, other=0.0)
-        from_twin = tl.load(dpos + (twin.to(tl.int64) + (views - o - 1) * rows.to(tl.int64)), mask=inside, other=0.0)
-        y = operand(units, factors, twin, inside, d, low_offset, PIECES, WIDTH, DTYPE)
-        g += (to_twin + from_twin)[:, None] * y
+    if dpos is not None:
+        for k in range(0, positives_of_a_row(rows, step, SELF)):
+            other, exists, at_k = positive(i, k, rows, columns, step, SELF)
+            w = tl.load(dpos + at_k, mask=exists, other=0.0)
+            if SELF:
+                # the other's positive that row i is
+                back = positives_of_a_row(rows, step, SELF) - 1 - k
+                w += tl.load(dpos + (other.to(tl.int64) + back * rows.to(tl.int64)), mask=exists, other=0.0)
+            elif y_dpos is not None:
+                w += tl.load(y_dpos + at_k, mask=exists, other=0.0)
+            y = operand(y_units, y_factors, other, exists, d, low_offset, PIECES, WIDTH, DTYPE)
+            g += w[:, None] * y
 
-    x = gather(xs, strides, counts, i, d, width, DTYPE)
+    x = gather(xs, strides, counts, firsts, i, d, width, DTYPE)
     n = norm(x)
     if NORMALIZE:
         x = x / divisor(n)[:, None]
     along = tl.sum(x * g, 1)
-    tl.store(by_program + tl.program_id(0), tl.sum(tl.where(inside, along, 0.0), 0) * 0.5)
+    twice = 2.0 if SELF else 1.0
+    tl.store(by_program + tl.program_id(0), tl.sum(tl.where(inside, along, 0.0), 0) / twice)
 
     factor = logit_factor(scale, multiplier, DTYPE)
     OUT: tl.constexpr = dxs[0].dtype.element_ty
@@ -198,12 +226,10 @@ def finish(
         g = tl.where((n > EPS)[:, None], through, constant)
     else:
         g = g * factor
-    first = 0
     for v in tl.static_range(len(dxs)):
-        local = i - first
+        local = i - firsts[v]
         here = ((local >= 0) & (local < counts[v]))[:, None] & (d < width)[None, :]
         tl.store(dxs[v] + (local.to(tl.int64)[:, None] * width + d[None, :]), g.to(OUT), mask=here)
-        first += counts[v]
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The forward sweep: row sums of exponentials over the negatives, by pairs of row groups, each pair once."""
+"""The forward sweep: sums of exponentials over the negatives of rows and columns, by pairs of groups of them."""
 
 from __future__ import annotations
 
@@ -8,134 +8,161 @@ import triton.language as tl
 from ssl_kernels.backends.triton_kernels.logits import (
     LOG2E,
     LOWEST,
+    UNIT,
     choose_shift,
+    load_pieces,
+    logit_factor,
+    products,
+    row_factors,
+    tile_factor,
+)
+from ssl_kernels.backends.triton_kernels.pairs import (
     first_distance,
     is_special,
-    load_rows,
-    logit_factor,
     negatives,
     next_distance,
-    products,
-    tile_factor,
+    positive,
+    positives_of_a_row,
 )
 from ssl_kernels.backends.triton_kernels.rows import operand
 
 
-@triton.jit(do_not_specialize=["rows", "period"])
+@triton.jit(do_not_specialize=["rows", "columns", "step"])
 def sweep(
-    units, factors, scale, multiplier: tl.float64, sums, rows, period, group, padded, low_offset, top_offset,
-    NORMALIZE: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
+    x_units, y_units, x_factors, y_factors, scale, multiplier: tl.float64, x_sums, y_sums, x_tops, y_tops,
+    rows, columns, step, x_group, y_group, x_padded, y_padded, low_offset,
+    NORMALIZE: tl.constexpr, SELF: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``sums[g, i]``: what the columns of group ``g`` add to row ``i``; every entry is written by one program.
+    """``x_sums[b, i]``: what the columns of group ``b`` add to row ``i``; ``y_sums[a, j]`` the same for columns.
 
-    The program of groups (a, b), a < b, walks the rows of a against the columns of b. Under a fixed shift one
-    exponential serves both: row sums stay in registers and go to ``sums[b, rows of a]``, column sums are added up in
-    ``sums[a, rows of b]``, which no other program touches, so the order of additions is fixed. With a running maximum
-    the two directions have different shifts, so the program walks b against a afterwards, and the maxima that the sums
-    are relative to are kept ``top_offset`` behind them.
-    The diagonal pair (a, a) is walked whole, rows only: 1 / (number of groups) more work, and no special case.
+    The program of groups (a, b) walks the rows of a against the columns of b. Row sums stay in registers and go to
+    ``x_sums[b, rows of a]``; column sums are added up in ``y_sums[a, columns of b]``, which no other program touches,
+    so the order of additions is fixed. Under a fixed shift one exponential serves both. With a running maximum the two
+    have different shifts and cost an exponential each, from one product; the maxima that the sums are relative to go
+    to ``x_tops`` and ``y_tops``.
+
+    A set against itself (then ``y_sums`` is ``x_sums``) is walked above the diagonal only. The pair (a, a) is walked
+    whole, rows only: 1 / (number of groups) more work, and no special case.
     """
-    DTYPE: tl.constexpr = sums.dtype.element_ty
+    DTYPE: tl.constexpr = x_sums.dtype.element_ty
     a = tl.program_id(1)
     b = tl.program_id(0)
-    if b < a:
+    if (b < a) & SELF:
         return
     factor = logit_factor(scale, multiplier, DTYPE)
     fixed, shift = choose_shift(factor, NORMALIZE)
     factor = tile_factor(factor, fixed)
-    low = units + low_offset
     d = tl.arange(0, BLOCK_K)
-    turns = tl.where(fixed | (a == b), 1, 2)
-    for turn in range(0, turns):
-        rows_of = tl.where(turn == 0, a, b)
-        columns_of = tl.where(turn == 0, b, a)
-        by_row = sums + columns_of.to(tl.int64) * padded
-        by_column = sums + rows_of.to(tl.int64) * padded
-        last_row = tl.minimum(rows_of * group + group, rows)
-        last_column = tl.minimum(columns_of * group + group, rows)
-        for first_row in range(rows_of * group, last_row, BLOCK_M):
-            i = first_row + tl.arange(0, BLOCK_M)
-            q = load_rows(units, i, d, WIDTH)
-            q_low = q
-            if PIECES == 2:
-                q_low = load_rows(low, i, d, WIDTH)
-            row_factor = tl.zeros([BLOCK_M], DTYPE) + factor
-            if factors is not None:
-                row_factor = row_factor * tl.load(factors + i)
-            top = tl.full([BLOCK_M], LOWEST, DTYPE)
-            total = tl.zeros([BLOCK_M], DTYPE)
-            distance = first_distance(first_row, columns_of * group, rows, period, BLOCK_N)
-            for first_column in tl.range(columns_of * group, last_column, BLOCK_N, num_stages=STAGES):
-                j = first_column + tl.arange(0, BLOCK_N)
-                acc, _, _ = products(
-                    units, low, q, q_low, i, j, DTYPE, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PIECES, STAGES
-                )  # fmt: skip
-                t = acc * row_factor[:, None]
-                if factors is not None:
-                    t = t * tl.load(factors + j)[None, :]
-                if is_special(distance, first_row, first_column, rows, period, BLOCK_M, BLOCK_N):
-                    t = tl.where(negatives(i, j, rows, period), t, float("-inf"))
-                distance = next_distance(distance, period, BLOCK_N)
-                if fixed:
-                    e = tl.math.exp2(t - shift)
-                    total += tl.sum(e, 1)
-                    if a != b:
-                        started = (j >= 0) & (first_row > rows_of * group)
-                        before = tl.load(by_column + j, mask=started, other=0.0)
-                        tl.store(by_column + j, before + tl.sum(e, 0))
-                else:
-                    higher = tl.maximum(top, tl.max(t, 1))
-                    total = total * tl.exp(top - higher) + tl.sum(tl.exp(t - higher[:, None]), 1)
-                    top = higher
-            tl.store(by_row + i, total)
-            if fixed == 0:
-                tl.store(by_row + top_offset + i, top)
-            # the next block of rows reads column sums that other threads of this program have just written
-            tl.debug_barrier()
+    by_row = b.to(tl.int64) * x_padded
+    by_column = a.to(tl.int64) * y_padded
+    last_row = tl.minimum(a * x_group + x_group, rows)
+    last_column = tl.minimum(b * y_group + y_group, columns)
+    for first_row in range(a * x_group, last_row, BLOCK_M):
+        i = first_row + tl.arange(0, BLOCK_M)
+        q, q_low = load_pieces(x_units, low_offset, i, d, WIDTH, PIECES)
+        row_factor = row_factors(x_factors, i, factor, DTYPE)
+        top = tl.full([BLOCK_M], LOWEST, DTYPE)
+        total = tl.zeros([BLOCK_M], DTYPE)
+        distance = first_distance(first_row, b * y_group, rows, step, BLOCK_N, SELF)
+        for first_column in tl.range(b * y_group, last_column, BLOCK_N, num_stages=STAGES):
+            j = first_column + tl.arange(0, BLOCK_N)
+            acc, _, _ = products(
+                x_units, y_units, low_offset, q, q_low, i, j, DTYPE, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PIECES, STAGES
+            )  # fmt: skip
+            t = acc * row_factor[:, None]
+            if y_factors is not None:
+                t = t * tl.load(y_factors + j)[None, :]
+            if is_special(distance, first_row, first_column, rows, columns, step, BLOCK_M, BLOCK_N, SELF):
+                t = tl.where(negatives(i, j, rows, columns, step, SELF), t, float("-inf"))
+            distance = next_distance(distance, step, BLOCK_N, SELF)
+            started = (j >= 0) & (first_row > a * x_group)
+            if fixed:
+                e = tl.math.exp2(t - shift)
+                total += tl.sum(e, 1)
+                if y_sums is not None and ((a != b) | (not SELF)):
+                    before = tl.load(y_sums + by_column + j, mask=started, other=0.0)
+                    tl.store(y_sums + by_column + j, before + tl.sum(e, 0))
+            else:
+                higher = tl.maximum(top, tl.max(t, 1))
+                total = total * tl.exp(top - higher) + tl.sum(tl.exp(t - higher[:, None]), 1)
+                top = higher
+                if y_sums is not None and ((a != b) | (not SELF)):
+                    before = tl.load(y_sums + by_column + j, mask=started, other=0.0)
+                    top_before = tl.load(y_tops + by_column + j, mask=started, other=LOWEST)
+                    above = tl.maximum(top_before, tl.max(t, 0))
+                    after = before * tl.exp(top_before - above) + tl.sum(tl.exp(t - above[None, :]), 0)
+                    tl.store(y_sums + by_column + j, after)
+                    tl.store(y_tops + by_column + j, above)
+        tl.store(x_sums + by_row + i, total)
+        if fixed == 0:
+            tl.store(x_tops + by_row + i, top)
+        # the next block of rows reads column sums that other threads of this program have just written
+        tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["rows", "period", "groups"])
+@triton.jit(do_not_specialize=["rows", "columns", "step", "groups"])
 def combine(
-    units, factors, scale, multiplier: tl.float64, sums, neg, pos, top, rows, period, groups, padded,
-    low_offset, top_offset,
-    NORMALIZE: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
-    MAX_GROUPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    x_units, y_units, x_factors, y_factors, y_largest, scale, multiplier: tl.float64, sums, tops, received,
+    neg, pos, top, mean, rows, columns, step, groups, padded, low_offset, width,
+    NORMALIZE: tl.constexpr, SELF: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr,
+    GROUPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """``neg`` from the groups' sums, in their fixed order, ``pos`` from the same operand rows, both less ``top``.
 
-    Positives are products of single rows: outside the sums nothing of theirs has to cancel against a tile's.
+    Positives are products of single rows: outside the sums nothing of theirs has to cancel against a tile's. Where
+    columns weighted by their exponentials were ``received`` too, ``mean`` is their sum over that of the weights.
     """
     DTYPE: tl.constexpr = sums.dtype.element_ty
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = i < rows
     factor = logit_factor(scale, multiplier, DTYPE)
-    fixed, shift = choose_shift(factor, NORMALIZE)
+    # what was received has a shift of its own, and kept it
+    fixed, shift = choose_shift(factor, NORMALIZE & (received is None))
 
-    g = tl.arange(0, MAX_GROUPS)
-    here = (g < groups)[:, None] & inside[None, :]
-    part = sums + (g.to(tl.int64)[:, None] * padded + i[None, :])
-    total = tl.load(part, mask=here, other=0.0)
-    base = tl.zeros([ROWS], DTYPE) + shift / LOG2E
-    if fixed == 0:
-        tops = tl.load(part + top_offset, mask=here, other=LOWEST)
-        base = tl.max(tops, 0)
-        total = total * tl.exp(tops - base[None, :])
-    log_total = tl.log(tl.sum(total, 0))
+    base = tl.zeros([ROWS], DTYPE) + tl.where(fixed, shift / LOG2E, LOWEST)
+    total = tl.zeros([ROWS], DTYPE)
+    for first in range(0, groups, GROUPS):
+        g = first + tl.arange(0, GROUPS)
+        here = (g < groups)[:, None] & inside[None, :]
+        at = g.to(tl.int64)[:, None] * padded + i[None, :]
+        part = tl.load(sums + at, mask=here, other=0.0)
+        if fixed == 0:
+            relative_to = tl.load(tops + at, mask=here, other=LOWEST)
+            higher = tl.maximum(base, tl.max(relative_to, 0))
+            total = total * tl.exp(base - higher)
+            part = part * tl.exp(relative_to - higher[None, :])
+            base = higher
+        total += tl.sum(part, 0)
+    log_total = tl.log(total)
 
     d = tl.arange(0, BLOCK_D)
-    z = operand(units, factors, i, inside, d, low_offset, PIECES, WIDTH, DTYPE) * factor
+    z = operand(x_units, x_factors, i, inside, d, low_offset, PIECES, WIDTH, DTYPE) * factor
     highest = base + log_total
-    for o in range(1, rows // period):
-        twin = (i + o * period) % rows
-        y = operand(units, factors, twin, inside, d, low_offset, PIECES, WIDTH, DTYPE)
-        highest = tl.maximum(highest, tl.sum(z * y, 1))
-    # a single row has neither negatives nor positives, and -inf - -inf is not a number
+    for k in range(0, positives_of_a_row(rows, step, SELF)):
+        other, exists, _ = positive(i, k, rows, columns, step, SELF)
+        y = operand(y_units, y_factors, other, exists, d, low_offset, PIECES, WIDTH, DTYPE)
+        highest = tl.where(exists, tl.maximum(highest, tl.sum(z * y, 1)), highest)
+    # a row with neither negatives nor positives: -inf - -inf is not a number
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     tl.store(top + i, highest, mask=inside)
     tl.store(neg + i, (base - highest) + log_total, mask=inside)
-    for o in range(1, rows // period):
-        twin = (i + o * period) % rows
-        y = operand(units, factors, twin, inside, d, low_offset, PIECES, WIDTH, DTYPE)
-        at = pos + (i.to(tl.int64) + (o - 1) * rows.to(tl.int64))
-        tl.store(at, tl.sum(z * y, 1) - highest, mask=inside)
+    for k in range(0, positives_of_a_row(rows, step, SELF)):
+        other, exists, at = positive(i, k, rows, columns, step, SELF)
+        y = operand(y_units, y_factors, other, exists, d, low_offset, PIECES, WIDTH, DTYPE)
+        tl.store(pos + at, tl.sum(z * y, 1) - highest, mask=exists)
+
+    if received is not None:
+        whole = tl.zeros([ROWS, BLOCK_D], DTYPE)
+        mask = inside[:, None] & (d < width)[None, :]
+        row = i.to(tl.int64)
+        for c in range(0, groups):
+            share = tl.exp(tl.load(tops + row, mask=inside, other=LOWEST) - base)
+            part = tl.load(received + (row[:, None] * WIDTH + d[None, :]), mask=mask, other=0.0)
+            whole += part * share[:, None]
+            row += padded.to(tl.int64)
+        unit = tl.where(total == 0.0, 0.0, (1.0 / UNIT) / total)
+        if y_largest is not None:
+            unit = unit * tl.load(y_largest)
+        to = mean + (i.to(tl.int64)[:, None] * width + d[None, :])
+        tl.store(to, whole * unit[:, None], mask=mask)

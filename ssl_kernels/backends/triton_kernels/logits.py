@@ -1,4 +1,4 @@
-"""What both sweeps must agree on: how a tile becomes logits, which entries count, under which shift."""
+"""What all sweeps must agree on: how a tile becomes logits, under which shift, and how what follows multiplies rows."""
 
 from __future__ import annotations
 
@@ -54,6 +54,16 @@ def load_rows(units, rows, d, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def load_pieces(units, low_offset, rows, d, WIDTH: tl.constexpr, PIECES: tl.constexpr):
+    """Operand rows, and their low halves where there are any (otherwise the rows again, which nobody reads)."""
+    high = load_rows(units, rows, d, WIDTH)
+    low = high
+    if PIECES == 2:
+        low = load_rows(units + low_offset, rows, d, WIDTH)
+    return high, low
+
+
+@triton.jit
 def dot(a, a_low, b, b_low, acc, PIECES: tl.constexpr):
     """a @ b on top of acc; with two pieces (a + a_low) @ (b + b_low) less the product of the low halves."""
     if PIECES == 2:
@@ -64,11 +74,11 @@ def dot(a, a_low, b, b_low, acc, PIECES: tl.constexpr):
 
 @triton.jit
 def products(
-    units, low, q, q_low, i, j, DTYPE: tl.constexpr,
+    x_units, y_units, low_offset, q, q_low, i, j, DTYPE: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PIECES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One tile of inner products of operand rows ``i`` and ``j``, and the column operands, where they fit whole.
+    """One tile of inner products of rows ``i`` of x and ``j`` of y, and the column operands, where they fit whole.
 
     With ``BLOCK_K == WIDTH`` the row operand ``q`` stays where it is for the whole sweep; otherwise both are streamed.
     """
@@ -76,51 +86,62 @@ def products(
     k = q
     k_low = q_low
     if BLOCK_K == WIDTH:
-        d = tl.arange(0, BLOCK_K)
-        k = load_rows(units, j, d, WIDTH)
-        k_low = k
-        if PIECES == 2:
-            k_low = load_rows(low, j, d, WIDTH)
+        k, k_low = load_pieces(y_units, low_offset, j, tl.arange(0, BLOCK_K), WIDTH, PIECES)
         acc = dot(q, q_low, tl.trans(k), tl.trans(k_low), acc, PIECES)
     else:
         for start in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
             d = start + tl.arange(0, BLOCK_K)
-            a = load_rows(units, i, d, WIDTH)
-            b = load_rows(units, j, d, WIDTH)
-            a_low = a
-            b_low = b
-            if PIECES == 2:
-                a_low = load_rows(low, i, d, WIDTH)
-                b_low = load_rows(low, j, d, WIDTH)
+            a, a_low = load_pieces(x_units, low_offset, i, d, WIDTH, PIECES)
+            b, b_low = load_pieces(y_units, low_offset, j, d, WIDTH, PIECES)
             acc = dot(a, a_low, tl.trans(b), tl.trans(b_low), acc, PIECES)
     return acc, k, k_low
 
 
 @triton.jit
-def first_distance(first_row, first_column, rows, period, BLOCK_N: tl.constexpr):
-    """How far the last diagonal of same-sample pairs lies below a tile's top right corner."""
-    return (first_column + BLOCK_N - 1 - first_row + rows) % period
+def row_factors(factors, i, factor, DTYPE: tl.constexpr):
+    """What turns a row's products into its logits."""
+    result = tl.zeros([i.shape[0]], DTYPE) + factor
+    if factors is not None:
+        result = result * tl.load(factors + i)
+    return result
 
 
 @triton.jit
-def next_distance(distance, period, BLOCK_N: tl.constexpr):
-    """The same for the next tile to the right; periods shorter than a tile are not followed (see is_special)."""
-    distance += BLOCK_N
-    return tl.where(distance >= period, distance - period, distance)
+def column_factors(factors, largest, j):
+    """The factors of the columns, and in units of the largest, which float16 can hold; (1, 1) where there are none."""
+    f = 1.0
+    relative = 1.0
+    if factors is not None:
+        f = tl.load(factors + j)[None, :]
+        relative = f / tl.load(largest)
+    return f, relative
 
 
 @triton.jit
-def is_special(distance, first_row, first_column, rows, period, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Whether a tile holds a pair of one sample or an edge of the matrix: only then does it pay for a mask."""
-    return (
-        (distance < BLOCK_M + BLOCK_N - 1)
-        | (period < BLOCK_M + BLOCK_N - 1)
-        | (first_row + BLOCK_M > rows)
-        | (first_column + BLOCK_N > rows)
-    )
+def weigh_rows(
+    g, k, k_low, units, low_offset, j, d, total,
+    WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """``total + g @ rows``: entries ``d`` of the rows ``j``, loaded once more where the tile's own are not whole."""
+    if BLOCK_K != WIDTH:
+        inside = (j >= 0)[:, None] & (d < WIDTH)[None, :]
+        at = units + (j.to(tl.int64)[:, None] * WIDTH + d[None, :])
+        k = tl.load(at, mask=inside, other=0.0)
+        k_low = k
+        if PIECES == 2:
+            k_low = tl.load(at + low_offset, mask=inside, other=0.0)
+    high = g.to(k.dtype)
+    rest = high
+    if PIECES == 2:
+        rest = (g - high.to(g.dtype)).to(k.dtype)
+    return dot(high, rest, k, k_low, total, PIECES)
 
 
 @triton.jit
-def negatives(i, j, rows, period):
-    """The mask of the pairs that count: of different samples, and inside the matrix."""
-    return ((i % period)[:, None] != (j % period)[None, :]) & (i < rows)[:, None] & (j < rows)[None, :]
+def store_result(received, total, span, i, d, padded, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """``received[span, i, d]``."""
+    to = received + (span.to(tl.int64) * padded + i.to(tl.int64))[:, None] * WIDTH + d[None, :]
+    if BLOCK_D == WIDTH:
+        tl.store(to, total)
+    else:
+        tl.store(to, total, mask=(i >= 0)[:, None] & (d < WIDTH)[None, :])

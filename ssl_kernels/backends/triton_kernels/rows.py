@@ -1,4 +1,4 @@
-"""From the views to operand rows: normalised, stacked, padded and rounded as the tensor cores want them."""
+"""From the inputs to operand rows: normalised, stacked, padded and rounded as the tensor cores want them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ EPS = tl.constexpr(1e-12)
 
 
 @triton.jit
-def gather(xs, strides, counts, row, d, WIDTH, DTYPE: tl.constexpr):
-    """``[row, d]`` of the stacked views, zero outside. Every row lies in one view: the other loads are switched off."""
+def gather(xs, strides, counts, firsts, row, d, WIDTH, DTYPE: tl.constexpr):
+    """``[row, d]`` of the stacked inputs, each from its row of ``firsts`` on, zero elsewhere.
+
+    Every row lies in one input: the other loads are switched off.
+    """
     x = tl.zeros([row.shape[0], d.shape[0]], DTYPE)
-    first = 0
     for v in tl.static_range(len(xs)):
-        local = row - first
-        inside = ((local >= 0) & (local < counts[v]))[:, None] & (d < WIDTH)[None, :]
-        part = tl.load(xs[v] + (local.to(tl.int64)[:, None] * strides[v] + d[None, :]), mask=inside, other=0.0)
-        x = tl.where(inside, part.to(DTYPE), x)
-        first += counts[v]
+        local = row - firsts[v]
+        here = ((local >= 0) & (local < counts[v]))[:, None] & (d < WIDTH)[None, :]
+        part = tl.load(xs[v] + (local.to(tl.int64)[:, None] * strides[v] + d[None, :]), mask=here, other=0.0)
+        x = tl.where(here, part.to(DTYPE), x)
     return x
 
 
@@ -47,10 +48,10 @@ def power_of_two_below(x):
 
 @triton.jit
 def prepare(
-    xs, strides, counts, units, factors, low_offset, width,
+    xs, strides, counts, firsts, units, factors, low_offset, width,
     NORMALIZE: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Operand rows of all views into one buffer ``[PIECES, padded rows, WIDTH]``.
+    """Operand rows of all inputs into one buffer ``[PIECES, padded rows, WIDTH]``.
 
     Unit rows go to float16 whatever the input: they lie in [-1, 1], where it is eight times finer than bfloat16 at the
     same rate. float32 becomes two of them, hi + lo. Rows that are not normalised go divided by a power of two, which
@@ -59,7 +60,7 @@ def prepare(
     DTYPE: tl.constexpr = tl.float64 if units.dtype.element_ty == tl.float64 else tl.float32
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK_D)
-    x = gather(xs, strides, counts, row, d, width, DTYPE)
+    x = gather(xs, strides, counts, firsts, row, d, width, DTYPE)
     if NORMALIZE:
         x = x / divisor(norm(x))[:, None]
     elif factors is not None:
@@ -74,6 +75,21 @@ def prepare(
     tl.store(to, high, mask=inside)
     if PIECES == 2:
         tl.store(to + low_offset, (x - high.to(DTYPE)).to(units.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["x_rows", "y_rows"])
+def largest_factors(x_factors, y_factors, largest, x_rows, y_rows, BLOCK: tl.constexpr):
+    """The largest factor of either set, the unit in which a product with its rows is kept: a program a set."""
+    factors = x_factors
+    rows = x_rows
+    if tl.program_id(0) == 1:
+        factors = y_factors
+        rows = y_rows
+    top = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, rows, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        top = tl.maximum(top, tl.load(factors + j, mask=j < rows, other=0.0))
+    tl.store(largest + tl.program_id(0), tl.max(top, 0))
 
 
 @triton.jit

@@ -39,6 +39,17 @@ TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
         (math.inf, Tile(128, 64, 32, None, 3, 8)),
     ],
     ("forward", DOUBLE): [(math.inf, Tile(32, 32, 16, None, 2, 4))],  # correct, not tuned
+    # two sets: as above, with a second maximum and exponential an entry where a fixed shift does not serve
+    ("cross", HALF): [
+        (128, Tile(128, 64, None, None, 3, 8)),
+        (256, Tile(64, 64, None, None, 2, 4)),
+        (math.inf, Tile(128, 64, 64, None, 3, 8)),  # 128 columns would spill
+    ],
+    ("cross", SPLIT): [
+        (128, Tile(64, 64, None, None, 2, 4)),
+        (math.inf, Tile(128, 64, 32, None, 3, 8)),
+    ],
+    ("cross", DOUBLE): [(math.inf, Tile(32, 32, 16, None, 2, 4))],
     ("backward", HALF): [
         (128, Tile(64, 64, None, None, 2, 4)),  # the result takes 64 registers a thread, the tile 32
         (256, Tile(64, 32, None, None, 2, 4)),  # the result takes 128: half the columns
@@ -49,6 +60,26 @@ TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
         (math.inf, Tile(64, 64, 64, 128, 2, 8)),
     ],
     ("backward", DOUBLE): [(math.inf, Tile(32, 32, 16, 64, 2, 4))],
+    # as the backward, whose products it has; a maximum and a sum a row come on top
+    ("attend", HALF): [
+        (128, Tile(64, 64, None, None, 2, 4)),
+        (256, Tile(64, 32, None, None, 2, 4)),
+        (math.inf, Tile(64, 64, 64, 256, 3, 8)),
+    ],
+    ("attend", SPLIT): [
+        (128, Tile(64, 32, None, None, 2, 4)),
+        (math.inf, Tile(64, 64, 64, 128, 2, 8)),
+    ],
+    ("attend", DOUBLE): [(math.inf, Tile(32, 32, 16, 64, 2, 4))],
+    ("softplus", HALF): [
+        (128, Tile(64, 64, None, None, 2, 4)),
+        (math.inf, Tile(64, 64, 64, 256, 3, 8)),
+    ],
+    ("softplus", SPLIT): [
+        (128, Tile(64, 32, None, None, 2, 4)),
+        (math.inf, Tile(64, 64, 64, 128, 2, 8)),
+    ],
+    ("softplus", DOUBLE): [(math.inf, Tile(32, 32, 16, 64, 2, 4))],
 }
 
 
@@ -57,9 +88,15 @@ TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
 EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
     (8, "forward", HALF, 128): Tile(64, 64, None, None, 3, 4),  # under triton 3.7
     (8, "forward", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
+    (8, "cross", HALF, 128): Tile(64, 64, None, None, 3, 4),
+    (8, "cross", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
+    (8, "softplus", SPLIT, 128): Tile(64, 64, 64, 128, 2, 8),
     (10, "forward", HALF, 256): Tile(128, 64, 64, None, 3, 8),
     (10, "forward", SPLIT, 128): Tile(64, 64, 32, None, 3, 4),  # under triton 3.6, and so the next
+    (10, "cross", HALF, 256): Tile(128, 64, 64, None, 3, 8),
+    (10, "cross", SPLIT, 128): Tile(64, 64, 32, None, 3, 4),
     (10, "backward", HALF, 256): Tile(64, 64, 64, 256, 3, 8),
+    (10, "attend", HALF, 256): Tile(64, 64, 64, 256, 3, 8),
 }
 
 
@@ -79,6 +116,13 @@ def whole_rows(width: int, operands: str) -> dict[str, int | bool]:
     block = 1 << (width - 1).bit_length()
     entries = 4096 if operands == HALF else 2048
     return {"ROWS": min(32, max(1, entries // block)), "BLOCK_D": block, "num_warps": 4, "enable_fp_fusion": True}
+
+
+def rows_of_spans(by_row: dict[str, int | bool], rows: int, spans: int, programs: int) -> dict[str, int | bool]:
+    """An eighth of the rows a program, where few rows are put together from many spans of columns, and most of a chip
+    that runs so many programs at a time would idle."""
+    few = spans > 8 and 4 * rows < by_row["ROWS"] * programs
+    return {**by_row, "ROWS": max(1, by_row["ROWS"] // 8)} if few else by_row
 
 
 def padded_width(width: int) -> int:

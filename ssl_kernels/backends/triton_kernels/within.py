@@ -1,0 +1,30 @@
+"""The launches for a set of embeddings against itself."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ssl_kernels.backends.triton_kernels.launch import Problem, on_device
+from ssl_kernels.backends.triton_kernels.passes import add_scale, combine, finish, receive, sum_negatives, weigh
+
+
+def self_lse(
+    x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    with on_device(x[0]):
+        p = Problem(scale, multiplier, period, normalize, x)
+        sums, _ = sum_negatives(p)
+        return combine(p, p.x, p.y, period, sums, p.empty(p.x.rows // period - 1, p.x.rows))
+
+
+def self_lse_backward(
+    dneg: Tensor, dpos: Tensor, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int,
+    normalize: bool, neg: Tensor, top: Tensor,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    with on_device(x[0]):
+        p = Problem(scale, multiplier, period, normalize, x)
+        p.find_largest()
+        weights, _, unit = weigh(p, (neg, top, dneg))
+        received = receive(p, p.x, p.y, period, weights, weights)
+        dx, along = finish(p, p.x, p.y, period, received, unit, dpos)
+        return dx, add_scale(p, along)

@@ -1,0 +1,170 @@
+"""lightly's losses by their formulas, their attributes and messages, and against lightly itself where it is there."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssl_kernels.compat import lightly as ours
+from ssl_kernels.testing import evaluate, relative_error
+
+
+def draw(n=6, d=4, seed=0):
+    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def views():
+    return {"out0": draw(), "out1": draw(seed=1)}
+
+
+def same(ours, theirs, inputs, tolerance=1e-12):
+    got, expected = evaluate(ours, inputs), evaluate(theirs, inputs)
+    for name in expected.names:
+        assert relative_error(got[name], expected[name]) < tolerance, name
+
+
+# ------------------------------------------------------------------------------------------------------------- formulas
+def nt_xent(out0, out1, temperature=0.5):
+    z = F.normalize(torch.cat([out0, out1]), dim=1)
+    logits = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(len(out0)))
+
+
+def with_bank(out0, out1, bank, temperature=0.5):
+    q, k = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ bank.T], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64))
+
+
+def test_nt_xent():
+    same(ours.NTXentLoss(), nt_xent, views())
+    same(ours.NTXentLoss(0.1), lambda **v: nt_xent(**v, temperature=0.1), views())
+    same(ours.NTXentLoss(temperature=-0.3), lambda **v: nt_xent(**v, temperature=-0.3), views())
+
+
+def test_direct_clr_has_the_first_features():
+    same(ours.DirectCLRLoss(loss_dim=3), lambda out0, out1: nt_xent(out0[:, :3], out1[:, :3]), views())
+
+
+@pytest.mark.parametrize("size", [(10, 4), 10, (5, 4)])
+def test_a_bank_is_read_and_then_written_as_in_lightly(size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        loss = ours.NTXentLoss(0.2, memory_bank_size=size)
+    loss.memory_bank.read(draw())  # now there is one, whatever the form of its size
+    bank, n, at = loss.memory_bank.bank.clone(), len(loss.memory_bank.bank), 0
+    for step in range(4):
+        inputs = {"out0": draw(4, seed=2 * step), "out1": draw(4, seed=2 * step + 1)}
+        before = bank.double()
+        same(
+            loss, lambda before=before, **v: with_bank(**v, bank=before, temperature=0.2), inputs, 1e-7
+        )  # the bank is float32
+        fits = min(4, n - at)  # what does not fit before the end is dropped
+        bank[at : at + fits] = F.normalize(inputs["out1"], dim=1)[:fits].float()
+        at = 0 if at + 4 >= n else at + 4
+        torch.testing.assert_close(loss.memory_bank.bank, bank)
+        bank = loss.memory_bank.bank.clone()
+        assert loss.memory_bank.bank_ptr.tolist() == [at]
+
+
+def test_a_bank_stays_as_it_is_in_evaluation_and_comes_back_from_a_checkpoint():
+    loss = ours.NTXentLoss(memory_bank_size=(8, 4))
+    before = loss.memory_bank.bank.clone()
+    first = loss(*views().values())
+    assert torch.equal(loss.memory_bank.bank, before)
+    loss(views()["out0"].requires_grad_(), views()["out1"])
+    assert not torch.equal(loss.memory_bank.bank, before)
+    state = loss.state_dict()
+    fresh = ours.NTXentLoss(memory_bank_size=(8, 4))
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(*views().values()), loss(*views().values())) and loss(*views().values()) != first
+    fresh.load_state_dict({})  # lightly's own checkpoints hold no bank
+    assert torch.equal(fresh.memory_bank.bank, loss.memory_bank.bank)
+    with pytest.warns(UserWarning, match="does not specify feature dimension"):
+        lazy = ours.NTXentLoss(memory_bank_size=8)
+    lazy.load_state_dict(state)
+    assert torch.equal(lazy.memory_bank.bank, loss.memory_bank.bank)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_bank_takes_any_dtype_and_batches_larger_than_itself(dtype):
+    loss = ours.NTXentLoss(memory_bank_size=(3, 4))
+    out0, out1 = draw().to(dtype).requires_grad_(), draw(seed=1).to(dtype)
+    loss(out0, out1).backward()
+    assert out0.grad.isfinite().all()
+    kept = F.normalize(out1.float(), dim=1)[:3]
+    torch.testing.assert_close(loss.memory_bank.bank, kept, rtol=1e-6, atol=1e-6)
+
+
+def dcl(out0, out1, temperature=0.1, sigma=None):
+    out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+    others, terms = ~torch.eye(len(out0), dtype=torch.bool), []
+    for a, b in ((out0, out1), (out1, out0)):
+        cosines = (a * b).sum(1)
+        weights = 1 if sigma is None else 2 - len(a) * (cosines.detach() / sigma).softmax(0)
+        both = torch.cat([(a @ a.T)[others].view(len(a), -1), (a @ b.T)[others].view(len(a), -1)], 1)
+        terms.append(((both / temperature).logsumexp(1) - weights * cosines / temperature).mean())
+    return (terms[0] + terms[1]) / 2
+
+
+def test_dcl():
+    same(ours.DCLLoss(), dcl, views())
+    same(ours.DCLLoss(0.3, weight_fn=None), lambda **v: dcl(**v, temperature=0.3), views())
+    same(ours.DCLWLoss(), lambda **v: dcl(**v, sigma=0.5), views())
+    same(ours.DCLWLoss(0.2, 0.3), lambda **v: dcl(**v, temperature=0.2, sigma=0.3), views())
+    weights = ours.negative_mises_fisher_weights(*(F.normalize(z, dim=1) for z in views().values()))
+    assert weights.mean().item() == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------------------ attributes, messages
+def test_attributes_that_losses_built_on_it_use():
+    loss = ours.NTXentLoss(0.3, (8, 4), False)
+    assert loss.temperature == 0.3 and loss.gather_distributed is False and loss.eps == 1e-8
+    assert loss.memory_bank.size == (8, 4) and isinstance(loss.cross_entropy, torch.nn.CrossEntropyLoss)
+    assert ours.NTXentLoss().memory_bank.size == (0,) and not ours.NTXentLoss().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, r"Illegal temperature: abs\(0.0\) < 1e-8"),
+        ({"memory_bank_size": -1}, "Illegal memory bank size -1, all entries must be non-negative."),
+        ({"memory_bank_size": (10, -2)}, r"Illegal memory bank size \(10, -2\), all entries must be non-negative."),
+    ],
+)
+def test_messages(arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ours.NTXentLoss(**arguments)
+
+
+@pytest.mark.parametrize("module", [ours.NTXentLoss, ours.DCLLoss, ours.DCLWLoss])
+def test_gathering_without_distributed_asks_once_and_raises(module, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: asked.append(1) or False)
+    with pytest.raises(ValueError, match="^gather_distributed is True but torch.distributed is not available"):
+        module(gather_distributed=True)
+    assert len(asked) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- the library
+@pytest.mark.parametrize("name", ["NTXentLoss", "DirectCLRLoss", "DCLLoss", "DCLWLoss"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_as_lightly_itself(name, temperature):
+    theirs = pytest.importorskip("lightly.loss")
+    module = getattr(theirs, name) if hasattr(theirs, name) else pytest.skip(f"no {name} in this version")
+    same(getattr(ours, name)(temperature=temperature), module(temperature=temperature), views())
+
+
+def test_a_bank_as_lightly_itself():
+    theirs = pytest.importorskip("lightly.loss").NTXentLoss(memory_bank_size=(10, 4))
+    loss = ours.NTXentLoss(memory_bank_size=(10, 4))
+    theirs.memory_bank.bank.copy_(loss.memory_bank.bank)
+    for step in range(5):
+        inputs = {"out0": draw(4, seed=2 * step).float(), "out1": draw(4, seed=2 * step + 1).float()}
+        same(loss, theirs, inputs, 1e-5)
+        torch.testing.assert_close(loss.memory_bank.bank, theirs.memory_bank.bank)
+        assert loss.memory_bank.bank_ptr.tolist() == theirs.memory_bank.bank_ptr.tolist()
