@@ -102,8 +102,7 @@ def cases(device: str = "cpu") -> list[Case]:
         for loss, spec in SPECS.items()
         for backend in backends_for(device)
         for i, dtype in enumerate(DTYPES)
-        for k, (n, d) in enumerate(SHAPES)
-        if n >= spec.smallest
+        for k, (n, d) in enumerate(shapes(spec))
         for t, temperature in enumerate(temperatures(spec)[(k + i) % 3 :: 3] or temperatures(spec)[:1])
     ]
 
@@ -118,6 +117,11 @@ def precision_cases(device: str = "cpu") -> list[Case]:
         for i, dtype in enumerate(DTYPES)
         for t, temperature in enumerate(temperatures(spec))
     ]
+
+
+def shapes(spec: LossSpec) -> list[tuple[int, int]]:
+    """Those that a loss is defined for and its reference has room for."""
+    return [(n, d) for n, d in SHAPES if n >= spec.smallest and n * n * d <= spec.largest]
 
 
 def temperatures(spec: LossSpec) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ which begins with those. It may be stopped at any time: ``--resume`` goes on aft
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,6 +132,7 @@ any_temperature = st.builds(lambda t, sign: sign * t, st.floats(0.005, 10), st.s
 def draws(draw: st.DrawFn) -> Drawn:
     spec = SPECS[draw(st.sampled_from(list(SPECS)))]
     n, d = draw(st.one_of(small, small, small, wide, large))
+    n = min(n, math.isqrt(int(min(spec.largest, 1e12) / d)))
     allowed = testing.temperatures(spec)
     temperature = draw(any_temperature if allowed == testing.TEMPERATURES else st.sampled_from(allowed))
     dtype, trained = draw(st.sampled_from(testing.DTYPES)), draw(st.booleans())

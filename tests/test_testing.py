@@ -154,7 +154,7 @@ def test_a_result_of_another_dtype_is_noticed():
 def test_the_table_is_complete(loss):
     spec, table = SPECS[loss], [case for case in testing.cases() if case.loss == loss]
     assert len(set(map(str, table))) == len(table)
-    shapes = {(n, d) for n, d in testing.SHAPES if n >= spec.smallest}
+    shapes = set(testing.shapes(spec))
     every = {(n, d, t) for n, d in shapes for t in testing.temperatures(spec)}
     assert {(case.n, case.d, case.temperature) for case in table} == every
     for backend in testing.backends_for("cpu"):
