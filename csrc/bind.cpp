@@ -8,6 +8,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "ssl_kernels: compiled kernels, called through ssl_kernels.backends";
   ssl::bind_aligned(m);
   ssl::bind_averaging(m);
+  ssl::bind_distances(m);
   ssl::bind_ring(m);
   ssl::bind_within(m);
   ssl::bind_across(m);

@@ -33,6 +33,7 @@ inline Numbers numbers_of(const NumbersTuple& n) {
 void bind_across(pybind11::module_& m);
 void bind_aligned(pybind11::module_& m);
 void bind_averaging(pybind11::module_& m);
+void bind_distances(pybind11::module_& m);
 void bind_ring(pybind11::module_& m);
 void bind_within(pybind11::module_& m);
 

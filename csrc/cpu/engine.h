@@ -165,13 +165,7 @@ template <class T> class Engine {
     return std::accumulate(euler.begin(), euler.end(), 0.0);
   }
 
-  template <class F> void for_ranges(int64_t count, F&& f) {
-    const int64_t pieces = std::min<int64_t>(threads_, count);
-    std::atomic<int64_t> next{0};
-    on_threads(int(pieces), [&] {
-      for (int64_t k; (k = next.fetch_add(1)) < pieces;) f(count * k / pieces, count * (k + 1) / pieces);
-    });
-  }
+  template <class F> void for_ranges(int64_t count, F&& f) { ssl::for_ranges(threads_, count, f); }
 
   // Visits every block of the matrix, of its upper triangle for a set against itself.
   void sweep(typename Kernels<T>::Block* visit) {

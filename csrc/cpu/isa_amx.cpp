@@ -16,6 +16,7 @@ const Isa& isa_amx() {
        gradient_tiles<Entry::attend>, gradient_tiles<Entry::softplus>, finish_tiles},
       isa_avx512().f64,
       isa_avx512().streams,
+      isa_avx512().points,
   };
   return isa;
 }

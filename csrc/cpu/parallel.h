@@ -1,6 +1,8 @@
 // Threads: OpenMP where the compiler has it (it is the team torch uses, so that nobody competes for the cores), plain
 // threads elsewhere.
 #pragma once
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #ifdef _OPENMP
 #include <omp.h>
@@ -30,6 +32,15 @@ template <class F> void on_threads(int threads, F&& work) {
   work();
   for (auto& t : team) t.join();
 #endif
+}
+
+// f(begin, end) over as many pieces of 0 .. count as there are threads.
+template <class F> void for_ranges(int threads, int64_t count, F&& f) {
+  const int64_t pieces = std::min<int64_t>(threads, count);
+  std::atomic<int64_t> next{0};
+  on_threads(int(pieces), [&] {
+    for (int64_t k; (k = next.fetch_add(1)) < pieces;) f(count * k / pieces, count * (k + 1) / pieces);
+  });
 }
 
 }  // namespace ssl

@@ -105,13 +105,15 @@ template <class T> struct Kernels {
   double (*finish)(const Sweep<T>&, const Side<T>&, int64_t i0, int64_t i1);
 };
 
-struct Streams;  // streams.h
+struct Streams;   // streams.h
+struct PointIsa;  // points.h
 
 struct Isa {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
   const Streams* streams;
+  const PointIsa* points;
 };
 
 const Isa& isa_portable();

@@ -19,6 +19,8 @@ from ssl_kernels.ops.checks import (
     check_views,
     check_width,
 )
+from ssl_kernels.ops.distances import student_lse
+from ssl_kernels.ops.neighbours import nearest
 from ssl_kernels.ops.pairwise import pair_softplus
 from ssl_kernels.ops.ring import enqueue_
 from ssl_kernels.ops.within import self_lse, softplus_mean
@@ -38,7 +40,9 @@ __all__ = [
     "cosine",
     "cross_lse",
     "enqueue_",
+    "nearest",
     "pair_softplus",
     "self_lse",
     "softplus_mean",
+    "student_lse",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssl_kernels.backends.cpu.across import attend_lse, cross_lse, cross_lse_backward
 from ssl_kernels.backends.cpu.aligned import cosine, cosine_backward
 from ssl_kernels.backends.cpu.averaging import average_
+from ssl_kernels.backends.cpu.distances import nearest, student_lse, student_lse_backward
 from ssl_kernels.backends.cpu.native import why_not
 from ssl_kernels.backends.cpu.pairwise import pair_softplus
 from ssl_kernels.backends.cpu.ring import enqueue_
@@ -18,10 +19,13 @@ __all__ = [
     "cross_lse",
     "cross_lse_backward",
     "enqueue_",
+    "nearest",
     "pair_softplus",
     "self_lse",
     "self_lse_backward",
     "softplus_mean",
+    "student_lse",
+    "student_lse_backward",
     "why_not",
 ]
 

@@ -7,6 +7,7 @@ with this one in float64; users get it, with a warning, where nothing faster is 
 from ssl_kernels.backends.reference.across import attend_lse, cross_lse, cross_lse_backward, pair_softplus
 from ssl_kernels.backends.reference.aligned import cosine, cosine_backward
 from ssl_kernels.backends.reference.averaging import average_
+from ssl_kernels.backends.reference.distances import nearest, student_lse, student_lse_backward
 from ssl_kernels.backends.reference.ring import enqueue_
 from ssl_kernels.backends.reference.within import self_lse, self_lse_backward
 
@@ -18,9 +19,12 @@ __all__ = [
     "cross_lse",
     "cross_lse_backward",
     "enqueue_",
+    "nearest",
     "pair_softplus",
     "self_lse",
     "self_lse_backward",
+    "student_lse",
+    "student_lse_backward",
 ]
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")

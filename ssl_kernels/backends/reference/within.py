@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl_kernels.backends.reference.rows import as_factor, gradients, unit
 
 
-def _same_sample(rows: int, period: int, device: torch.device) -> Tensor:
+def same_sample(rows: int, period: int, device: torch.device) -> Tensor:
     i = torch.arange(rows, device=device)
     return (i[:, None] - i[None, :]) % period == 0
 
@@ -22,7 +22,7 @@ def self_lse(x, scale, multiplier, period, normalize):
     z, _ = unit(x, normalize)
     s = z @ z.T * as_factor(scale, multiplier, z)
     rows = len(s)
-    neg = s.masked_fill(_same_sample(rows, period, s.device), float("-inf")).logsumexp(1)
+    neg = s.masked_fill(same_sample(rows, period, s.device), float("-inf")).logsumexp(1)
     pos = s[torch.arange(rows, device=s.device), _twins(rows, period, s.device)]
     top = torch.cat([neg[None], pos]).amax(0)
     top = torch.where(top == float("-inf"), 0.0, top)  # a row of nothing at all
@@ -35,7 +35,7 @@ def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, 
     s = z @ z.T * factor
     rows = len(s)
     # d loss / d s, entry by entry; a row without negatives (neg = -inf) has none to send anything to
-    p = (s - (top + neg)[:, None]).exp().masked_fill(_same_sample(rows, period, s.device), 0.0)
+    p = (s - (top + neg)[:, None]).exp().masked_fill(same_sample(rows, period, s.device), 0.0)
     ds = dneg[:, None] * p
     ds[torch.arange(rows, device=s.device), _twins(rows, period, s.device)] = dpos.to(ds.dtype)
     # not through s / factor, so that a scale of zero keeps its gradient
