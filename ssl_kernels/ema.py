@@ -140,6 +140,8 @@ class EMAModel(nn.Module):
         backend: as in :func:`ema_update_`.
     """
 
+    rounding: Tensor | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -167,8 +169,15 @@ class EMAModel(nn.Module):
 
     def update(self, model: nn.Module, momentum: float | Tensor | None = None) -> None:
         """One step towards ``model``, with ``momentum`` in place of the average's own if given."""
-        how = {"buffers": self.buffers_mode, "rounding": self.rounding, "move_source": True, "backend": self.backend}
-        ema_update_(self.module, model, self.momentum if momentum is None else momentum, **how)
+        ema_update_(
+            self.module,
+            model,
+            self.momentum if momentum is None else momentum,
+            buffers=self.buffers_mode,
+            rounding=self.rounding,
+            move_source=True,
+            backend=self.backend,
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)

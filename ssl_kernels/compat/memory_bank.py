@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_kernels.losses.memory_bank import MemoryBank
+from ssl_kernels.ops import nearest
 
 
 class MemoryBankModule(MemoryBank):
@@ -77,6 +77,7 @@ class NNMemoryBankModule(MemoryBankModule):
     @torch.no_grad()
     def forward(self, output: Tensor, update: bool = False) -> Tensor:  # type: ignore[override]
         """The bank's rows ``[N, dim]``, as they are in it; then, if asked, the update."""
-        _, bank = super().forward(output, update=update)
-        similarity = F.normalize(output, dim=1).to(bank.dtype) @ F.normalize(bank, dim=1).T
-        return bank[similarity.argmax(1)]
+        found = self.read(output)[nearest(output, self.read(output), backend=self.backend)]
+        if update:
+            self.enqueue(output)
+        return found

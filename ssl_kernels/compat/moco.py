@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,8 +53,9 @@ class MoCo(nn.Module):
         self.backend = backend
         self.encoder_q = base_encoder(num_classes=dim)
         if mlp:
-            width = self.encoder_q.fc.weight.shape[1]
-            self.encoder_q.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), self.encoder_q.fc)
+            fc: Any = self.encoder_q.fc
+            width = fc.weight.shape[1]
+            self.encoder_q.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), fc)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         # a row of memory a key, seen through a transpose under the shape that checkpoints have
         self.register_buffer("queue", F.normalize(torch.randn(K, dim), dim=1).T)

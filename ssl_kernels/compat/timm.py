@@ -117,7 +117,8 @@ class ModelEmaV3(ModelEmaV2):
 
     def update(self, model: nn.Module, step: int | None = None) -> None:
         """One step towards ``model``, with the decay of ``step``."""
-        decay, how = self.get_decay(step), {"rounding": self._rounding, "move_source": True}
+        decay = self.get_decay(step)
+        how: dict[str, Any] = {"rounding": self._rounding, "move_source": True}
         if self.exclude_buffers:
             ema_update_(self.module, model, decay, buffers="copy", **how)
         else:

@@ -45,7 +45,7 @@ def average_(
             without ``rounding``; targets that share memory with each other or with a source.
         TypeError: dtypes that cannot be averaged.
     """
-    number = 0.0
+    number, tensor = 0.0, None
     if isinstance(momentum, Tensor):
         if momentum.numel() != 1 or not momentum.is_floating_point():
             raise ValueError(
@@ -53,15 +53,17 @@ def average_(
                 f"{tuple(momentum.shape)}"
             )
         if momentum.device.type == "cpu" and not torch.compiler.is_compiling():
-            number, momentum = momentum.item(), None
+            number = momentum.item()
+        else:
+            tensor = momentum
     else:
-        number, momentum = float(momentum), None
-    if momentum is None and not 0 <= number <= 1:
+        number = float(momentum)
+    if tensor is None and not 0 <= number <= 1:
         raise ValueError(f"momentum: expected a number from 0 to 1, got {number}")
     target, source = list(target), list(source)
     if not target and not source:
         return
-    arguments = target, source, momentum, number, copied, rounding, backend or backends.override()
+    arguments = target, source, tensor, number, copied, rounding, backend or backends.override()
     with torch.no_grad():
         if plain(target) and plain(source):
             _implementation(*arguments)

@@ -193,7 +193,7 @@ def _build(target: Sequence[Tensor], source: Sequence[Tensor], copied: int) -> P
     block = BLOCK["BLOCK"]
     pieces = (lines[:, 4] + block - 1) // block
     lines = lines.repeat_interleave(pieces, 0)
-    to, of, to_size, of_size, count, kind, number = lines.unbind(1)
+    to, of, to_size, of_size, counts, which, number = lines.unbind(1)
     start = (torch.arange(len(lines)) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)) * block
-    columns = to + start * to_size, of + start * of_size, (count - start).clamp(max=block), kind, number + start
+    columns = to + start * to_size, of + start * of_size, (counts - start).clamp(max=block), which, number + start
     return Plan(torch.stack(columns, 1).contiguous().to(target[0].device), tuple(kinds))
