@@ -48,6 +48,32 @@ def class_sums(rows: Tensor, classes: Tensor, count: int | None = None) -> Tenso
     return sums.index_add(0, classes, rows)
 
 
+def mean_products(z: Tensor, classes: Tensor, sizes: Tensor) -> Tensor:
+    """The mean of each row's products with the others of its class, summed over the rows; a float64 scalar.
+
+    Of a class with the sum ``C`` and ``n`` rows that is ``(|C|^2 - sum |z|^2) / (n - 1)``: no pair is looked at.
+    """
+    return _MeanProducts.apply(z, classes, sizes)
+
+
+class _MeanProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, classes, sizes):
+        wide = z.double()
+        sums = class_sums(wide, classes)
+        shares = torch.where(sizes > 1, 1.0 / (sizes - 1).clamp_min(1).double(), 0.0)
+        ctx.save_for_backward(z, classes, sums.to(z.dtype), shares.to(z.dtype))
+        return shares @ torch.linalg.vecdot(sums, sums) - shares[classes] @ torch.linalg.vecdot(wide, wide)
+
+    @staticmethod
+    def backward(ctx, g):
+        return once(_mean_products_backward, g, *ctx.saved_tensors), None, None
+
+
+def _mean_products_backward(g, z, classes, sums, shares):
+    return sums[classes].sub_(z).mul_((2 * g.to(z.dtype) * shares)[classes, None])
+
+
 def positives_and_negatives(z: Tensor, factor: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Row log-sum-exps of ``factor * z @ z.T`` over the other rows of the class, and over those of other classes.
 

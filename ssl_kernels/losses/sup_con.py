@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from ssl_kernels.losses.classes import (
     check_labels,
     class_sizes,
-    class_sums,
     dense_classes,
+    mean_products,
     pair_terms,
     positives_and_negatives,
 )
@@ -98,13 +98,10 @@ def _out(
     # The same rows as in the class sums: the rounding of their norms cancels, and so do large parts of the gradients,
     # which for rows of 16 bits must not be rounded before they meet
     neg, _, top = self_lse([z], scale, multiplier, period=len(z), normalize=False, backend=backend)
-    # What follows in float64, so that no digit is lost between numbers as large as 1/tau
     sizes = class_sizes(classes)
-    sums = class_sums(z.double(), classes)
-    squares = class_sums(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64) ** 2, classes)
-    pairs = torch.where(sizes > 1, (sums * sums).sum(1) - squares.squeeze(1), 0.0)  # of a class, each from both ends
     asks = sizes[classes] > 1
-    total = torch.where(asks, neg + top.double(), 0.0).sum() - factor * (pairs / (sizes - 1).clamp_min(1)).sum()
+    # in float64, so that no digit is lost between numbers as large as 1/tau
+    total = torch.where(asks, neg + top.double(), 0.0).sum() - factor * mean_products(z, classes, sizes)
     return (total / asks.sum().clamp_min(1)).to(z.dtype)
 
 
