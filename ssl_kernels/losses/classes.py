@@ -63,7 +63,8 @@ class _MeanProducts(torch.autograd.Function):
         sums = class_sums(wide, classes)
         shares = torch.where(sizes > 1, 1.0 / (sizes - 1).clamp_min(1).double(), 0.0)
         ctx.save_for_backward(z, classes, sums.to(z.dtype), shares.to(z.dtype))
-        return shares @ torch.linalg.vecdot(sums, sums) - shares[classes] @ torch.linalg.vecdot(wide, wide)
+        of_sums, of_rows = (torch.linalg.vector_norm(t, dim=1).square() for t in (sums, wide))
+        return (shares * of_sums).sum() - (shares[classes] * of_rows).sum()
 
     @staticmethod
     def backward(ctx, g):

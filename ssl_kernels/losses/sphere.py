@@ -40,9 +40,12 @@ def _gradients(eps: float, g: Tensor, norms: Tensor, *x: Tensor) -> tuple[Tensor
     sizes = [len(t) for t in x]
     grads = []
     for part, n, t in zip(g.split(sizes), norms.split(sizes), x, strict=True):
-        z = t.to(g.dtype) / n.clamp_min(eps)
-        through = (part - (part * z).sum(1, keepdim=True) * z) / n.clamp_min(eps)
-        most = torch.finfo(t.dtype).max  # of a row of zeros the gradient is huge; it stays finite in 16 bits
-        huge = (part / eps).clamp(-most, most)
-        grads.append(torch.where(n < eps, huge, through).to(t.dtype))
+        by = n.clamp_min(EPS)
+        z = t.to(g.dtype) / by
+        along = torch.where(n < EPS, 0.0, (part * z).sum(1, keepdim=True))  # below that nothing is projected away
+        dx = torch.addcmul(part, z, along, value=-1).div_(by)
+        if t.dtype in (torch.float16, torch.bfloat16):  # the huge gradient of a row of zeros stays finite
+            most = torch.finfo(t.dtype).max
+            dx = torch.where(n < EPS, dx.clamp(-most, most), dx)
+        grads.append(dx.to(t.dtype))
     return tuple(grads)
