@@ -35,12 +35,12 @@ DTYPES = {tiles.HALF: torch.bfloat16, tiles.SPLIT: torch.float32, tiles.DOUBLE: 
 WIDTHS = ("half-128", "half-256", "half-320", "split-128", "split-320", "double-128")
 CONFIGURATIONS = (
     *(f"self-{name}" for name in ("half-16", *WIDTHS, "half-128-raw", "split-128-raw")),
-    *(f"cross-{name}" for name in (*WIDTHS, "half-128-raw", "split-128-raw")),
+    *(f"cross-{name}" for name in ("half-512", *WIDTHS, "half-128-raw", "split-128-raw")),
     *(f"attend-{name}" for name in (*WIDTHS, "half-128-raw")),
     *(f"pairs-{name}" for name in WIDTHS),
 )
-# What one block may take on the smallest chip of each generation that the table serves: sm_86, sm_90, sm_120.
-SHARED_LIMIT = 101_376
+# What one block may take on the smallest chip of each generation: sm_86, sm_90, sm_100.
+SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
 SHARED_PER_SM = {80: 167_936, 90: 233_472, 100: 233_472}
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|DMMA|UTC\w*MMA)\b")
 
@@ -142,7 +142,7 @@ def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:
     # a kernel that goes over its rows once may put a value aside to fit one program more, a sweep has its loop
     if stack > (0 if function.__name__ == "sweep" else 16):
         faults.append(f"spills {stack} bytes")
-    if shared > SHARED_LIMIT:
+    if shared > SHARED_LIMIT[arch]:
         faults.append("too much shared memory")
     if kernel.metadata.global_scratch_size:
         faults.append("scratch in global memory")

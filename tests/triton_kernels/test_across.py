@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 SETTINGS = [
     # every width class
     *[Setting(F32, 70, 90, width) for width in (3, 64, 200)],
-    *[Setting(BF16, 70, 90, width) for width in (16, 200, 320)],
+    *[Setting(BF16, 70, 90, width) for width in (16, 200, 320, 512)],
     Setting(F16, 70, 90, 64),
     Setting(F64, 34, 50, 48),
     # temperatures on both sides of the fixed shifts, and of zero

@@ -13,6 +13,7 @@ from ssl_kernels.backends.triton_kernels.logits import (
     LOG2E,
     LOWEST,
     column_factors,
+    load_or,
     load_pieces,
     logit_factor,
     products,
@@ -48,6 +49,7 @@ def sweep(
     fixed = (bound <= LIMIT) & NORMALIZE
     shift = bound - LIFT
     factor = tile_factor(factor, fixed)
+    largest = load_or(y_largest, 1.0)
 
     i = first_row + tl.arange(0, BLOCK_M)
     q, q_low = load_pieces(x_units, low_offset, i, tl.arange(0, BLOCK_K), WIDTH, PIECES)
@@ -64,7 +66,7 @@ def sweep(
         acc, k, k_low = products(
             x_units, y_units, low_offset, q, q_low, i, j, DTYPE, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PIECES, STAGES
         )  # fmt: skip
-        f_j, relative_f_j = column_factors(y_factors, y_largest, j)
+        f_j, relative_f_j = column_factors(y_factors, largest, j)
         t = acc * row_factor[:, None] * f_j
         if is_special(distance, first_row, first_column, rows, columns, step, BLOCK_M, BLOCK_N, False):
             t = tl.where(negatives(i, j, rows, columns, step, False), t, float("-inf"))

@@ -18,6 +18,7 @@ from ssl_kernels.backends.triton_kernels.logits import (
     UNIT,
     choose_shift,
     column_factors,
+    load_or,
     load_pieces,
     logit_factor,
     products,
@@ -124,6 +125,7 @@ def sweep(
     factor = logit_factor(scale, multiplier, DTYPE)
     fixed, shift = choose_shift(factor, NORMALIZE)
     factor = tile_factor(factor, fixed)
+    largest = load_or(y_largest, 1.0)
 
     i = first_row + tl.arange(0, BLOCK_M)
     q, q_low = load_pieces(x_units, low_offset, i, tl.arange(0, BLOCK_K), WIDTH, PIECES)
@@ -140,7 +142,7 @@ def sweep(
         acc, k, k_low = products(
             x_units, y_units, low_offset, q, q_low, i, j, DTYPE, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PIECES, STAGES
         )  # fmt: skip
-        f_j, relative_f_j = column_factors(y_factors, y_largest, j)
+        f_j, relative_f_j = column_factors(y_factors, largest, j)
         t = acc * row_factor[:, None] * f_j
         if y_weights is not None:
             w_j, top_j, neg_j = load_weights(y_weights, j, y_padded)
@@ -186,11 +188,7 @@ def finish(
     for c in range(0, spans):
         g += tl.load(at, mask=mask, other=0.0)
         at += padded.to(tl.int64) * WIDTH
-    g = g * (1.0 / UNIT)
-    if unit is not None:
-        g = g * tl.load(unit)
-    if y_largest is not None:
-        g = g * tl.load(y_largest)
+    g = g * (load_or(unit, 1.0) * (1.0 / UNIT)) * load_or(y_largest, 1.0)
 
     if dpos is not None:
         for k in range(0, positives_of_a_row(rows, step, SELF)):

@@ -10,6 +10,7 @@ from ssl_kernels.backends.triton_kernels.logits import (
     LOWEST,
     UNIT,
     choose_shift,
+    load_or,
     load_pieces,
     logit_factor,
     products,
@@ -161,8 +162,6 @@ def combine(
             part = tl.load(received + (row[:, None] * WIDTH + d[None, :]), mask=mask, other=0.0)
             whole += part * share[:, None]
             row += padded.to(tl.int64)
-        unit = tl.where(total == 0.0, 0.0, (1.0 / UNIT) / total)
-        if y_largest is not None:
-            unit = unit * tl.load(y_largest)
+        unit = tl.where(total == 0.0, 0.0, (1.0 / UNIT) / total) * load_or(y_largest, 1.0)
         to = mean + (i.to(tl.int64)[:, None] * width + d[None, :])
         tl.store(to, whole * unit[:, None], mask=mask)

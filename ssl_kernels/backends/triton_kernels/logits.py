@@ -107,13 +107,22 @@ def row_factors(factors, i, factor, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def load_or(number, otherwise):
+    """One number, read on the device, or what stands for it where there is none."""
+    if number is None:
+        return otherwise
+    else:
+        return tl.load(number)
+
+
+@triton.jit
 def column_factors(factors, largest, j):
     """The factors of the columns, and in units of the largest, which float16 can hold; (1, 1) where there are none."""
     f = 1.0
     relative = 1.0
     if factors is not None:
         f = tl.load(factors + j)[None, :]
-        relative = f / tl.load(largest)
+        relative = f / largest
     return f, relative
 
 

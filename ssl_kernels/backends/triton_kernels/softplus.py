@@ -12,6 +12,7 @@ import triton.language as tl
 from ssl_kernels.backends.triton_kernels.logits import (
     UNIT,
     column_factors,
+    load_or,
     load_pieces,
     logit_factor,
     products,
@@ -59,6 +60,7 @@ def sweep(
     offset = tl.zeros([], DTYPE)
     if bias is not None:
         offset = tl.load(bias).to(DTYPE)
+    largest = load_or(y_largest, 1.0)
 
     i = first_row + tl.arange(0, BLOCK_M)
     q, q_low = load_pieces(x_units, low_offset, i, tl.arange(0, BLOCK_K), WIDTH, PIECES)
@@ -76,7 +78,7 @@ def sweep(
         acc, k, k_low = products(
             x_units, y_units, low_offset, q, q_low, i, j, DTYPE, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K, PIECES, STAGES
         )  # fmt: skip
-        f_j, relative_f_j = column_factors(y_factors, y_largest, j)
+        f_j, relative_f_j = column_factors(y_factors, largest, j)
         s = acc * row_factor[:, None] * f_j + offset
         special = is_special(distance, first_row, first_column, rows, columns, step, BLOCK_M, BLOCK_N, False)
         distance = next_distance(distance, step, BLOCK_N, False)
@@ -101,7 +103,7 @@ def sweep(
         tl.store(at + tl.num_programs(0) * tl.num_programs(1), tl.sum(slope, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "row_programs"])
 def add_up(sums, along, multiplier: tl.float64, value, dscale, dbias, programs, row_programs, BLOCK: tl.constexpr):
     """Value, scale's and bias's gradients: the programs' parts, added up by one program in one order, in float64."""
     tl.store(value, add(sums, programs, BLOCK).to(value.dtype.element_ty))

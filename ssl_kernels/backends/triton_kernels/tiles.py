@@ -23,8 +23,8 @@ class Tile(NamedTuple):
 HALF, SPLIT, DOUBLE = "half", "split", "double"
 
 # (kernel, operands) -> [(widest padded row it serves, tile)]; the first that is wide enough serves. All fit 99 KiB of
-# shared memory (sm_86, sm_89, sm_120) and spill nowhere: docs/triton-aot.md has the registers of each. None of them was
-# timed yet, so the reasons are counts:
+# shared memory (sm_86, sm_89, sm_120; in the exceptions for 9 and 10 the 227 KiB that these have) and spill nowhere:
+# docs/triton-aot.md has the registers of each. None of them was timed yet, so the reasons are counts:
 #   * the wider the tile in columns, the fewer bytes a product fetches, and the fuller a tensor-core instruction;
 #   * two or more programs on a multiprocessor overlap one's exponentials with the other's products;
 #   * rows stay on the chip for the whole sweep while they fit (they then cost no traffic), else both are streamed.
@@ -83,14 +83,17 @@ TABLE: dict[tuple[str, str], list[tuple[float, Tile]]] = {
 }
 
 
-# Where one generation wants another tile, because the table's spills there: 8 is everything without Hopper's products
-# of warp groups (9) and Blackwell's tensor memory (10), so sm_120 too.
+# Where one generation wants another tile, mostly because the table's spills there: 8 is everything without Hopper's
+# products of warp groups (9) and Blackwell's tensor memory (10), so sm_120 too. By the class's widest row, or for one
+# width alone.
 EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
     (8, "forward", HALF, 128): Tile(64, 64, None, None, 3, 4),  # under triton 3.7
     (8, "forward", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
     (8, "cross", HALF, 128): Tile(64, 64, None, None, 3, 4),
     (8, "cross", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
     (8, "softplus", SPLIT, 128): Tile(64, 64, 64, 128, 2, 8),
+    (9, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),  # 132 KiB: whole rows, no tile computed twice
+    (10, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),
     (10, "forward", HALF, 256): Tile(128, 64, 64, None, 3, 8),
     (10, "forward", SPLIT, 128): Tile(64, 64, 32, None, 3, 4),  # under triton 3.6, and so the next
     (10, "cross", HALF, 256): Tile(128, 64, 64, None, 3, 8),
@@ -103,7 +106,8 @@ EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
     widest, entry = next(row for row in TABLE[kernel, operands] if width <= row[0])
     generation = arch // 10 if arch // 10 in (9, 10) else 8
-    entry = EXCEPTIONS.get((generation, kernel, operands, widest), entry)
+    for key in (widest, width):
+        entry = EXCEPTIONS.get((generation, kernel, operands, key), entry)
     return entry._replace(BLOCK_K=min(entry.BLOCK_K or width, width), BLOCK_D=min(entry.BLOCK_D or width, width))
 
 
