@@ -121,7 +121,7 @@ def precision_cases(device: str = "cpu") -> list[Case]:
 
 def shapes(spec: LossSpec) -> list[tuple[int, int]]:
     """Those that a loss is defined for and its reference has room for."""
-    return [(n, d) for n, d in SHAPES if n >= spec.smallest and n * n * d <= spec.largest]
+    return [(n, d) for n, d in SHAPES if n >= spec.smallest and d >= spec.narrowest and n * n * d <= spec.largest]
 
 
 def temperatures(spec: LossSpec) -> tuple[float, ...]:
@@ -245,6 +245,7 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
         scale = 1.0
     else:
         scale = k / max(inputs[name].double().norm().item(), 1e-12)  # as normalisation has it
+        scale = max(scale, size / mass) if mass > 0 else scale  # and where nothing is normalised
     if not case.spec.cross_entropy:
         size += scale
     eps, eps64 = torch.finfo(accumulate_dtype(case.dtype)).eps, torch.finfo(torch.float64).eps

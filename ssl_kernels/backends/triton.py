@@ -31,6 +31,8 @@ if why_not() is None:
     from ssl_kernels.backends.triton_kernels.across import attend_lse, cross_lse, cross_lse_backward
     from ssl_kernels.backends.triton_kernels.aligned import cosine, cosine_backward
     from ssl_kernels.backends.triton_kernels.averaging import average_
+    from ssl_kernels.backends.triton_kernels.distances import student_lse, student_lse_backward
+    from ssl_kernels.backends.triton_kernels.neighbours import nearest
     from ssl_kernels.backends.triton_kernels.pairwise import pair_softplus
     from ssl_kernels.backends.triton_kernels.ring import enqueue_
     from ssl_kernels.backends.triton_kernels.within import self_lse, self_lse_backward
@@ -44,8 +46,11 @@ if why_not() is None:
         "cross_lse",
         "cross_lse_backward",
         "enqueue_",
+        "nearest",
         "pair_softplus",
         "self_lse",
         "self_lse_backward",
+        "student_lse",
+        "student_lse_backward",
         "why_not",
     ]

@@ -27,6 +27,7 @@ class LossSpec:
         trained: ``trained(n, d, ...)`` draws inputs as a trained model makes them (positives aligned).
         temperatures: where the loss is not defined for every temperature but zero: those to try.
         smallest: the fewest samples it is defined for.
+        narrowest: the least width at which its gradient is more than rounding.
         largest: the most ``n * n * d`` to try, where the reference stores more than a matrix.
         cross_entropy: it is a mean of ``-log`` of shares; then its gradients vanish with it, and keep their digits.
         variants: the same loss called in other ways (with a queue, with labels), each tested as a loss of its own.
@@ -42,6 +43,7 @@ class LossSpec:
     parameters: tuple[str, ...] = field(default=())
     temperatures: tuple[float, ...] | None = None
     smallest: int = 1
+    narrowest: int = 1
     largest: float = math.inf
     cross_entropy: bool = True
     variants: tuple[LossSpec, ...] = ()

@@ -51,8 +51,8 @@ def student_lse(
         forward and backward.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, ``period`` does not divide ``M``, ``dof`` is not above 0, unknown
-            backend.
+        ValueError: shapes, dtypes or devices disagree, ``period`` does not divide ``M``, ``dof`` is not above 0,
+            unknown backend.
         TypeError: not floating-point tensors.
     """
     if not x:  # said here, because the dispatcher finds no kernel for no tensors

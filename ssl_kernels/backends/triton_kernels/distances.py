@@ -1,7 +1,7 @@
 """Log-sum-exp of similarities that fall off with the distance: every program owns its rows, forward and backward.
 
-Logits are ``outer y`` in base 2, ``y = log(1 + inner d2)`` for a Student-t, ``d2`` for a Gaussian. Every row counts from
-the nearest point it has met, ``2^(outer (y - near))``: differences of ``y`` are exact where they count, and nothing
+Logits are ``outer y`` in base 2, ``y = log(1 + inner d2)`` for a Student-t, ``d2`` for a Gaussian. Every row counts
+from the nearest point it has met, ``2^(outer (y - near))``: differences of ``y`` are exact where they count, and none
 underflows. One degree of freedom, the Cauchy kernel, is ``1 / u``, ``u = 1 + inner d2``, and counts as ``near / u``.
 """
 
@@ -20,9 +20,8 @@ from ssl_kernels.backends.triton_kernels.streams import on_device
 
 CAUCHY, STUDENT, GAUSSIAN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
-# Further than any two points are; and, for pairs that do not count, further than that.
+# Further than any two points are; only pairs that do not count are infinitely far.
 FURTHEST = tl.constexpr(1.0e37)
-BEYOND = tl.constexpr(3.0e38)
 
 # A tile of 64 x 64 distances takes 32 registers of each of 128 threads, what becomes of it as many again.
 TILE: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "enable_fp_fusion": True}
@@ -38,7 +37,7 @@ def log2e():
 
 @triton.jit
 def kernel_factors(scale, multiplier, dof, KIND: tl.constexpr, DTYPE: tl.constexpr):
-    """``inner`` and ``outer``; NaN where T is negative. A Gaussian of T = 0 still must not count what is BEYOND."""
+    """``inner`` and ``outer``; NaN where T is negative. A Gaussian of T = 0 must not count what is infinitely far."""
     T = logit_factor(scale, multiplier, tl.float64)
     T = tl.where(T >= 0, T, float("nan"))
     if KIND == GAUSSIAN:
@@ -116,9 +115,7 @@ def exponent_of(d2, inner, KIND: tl.constexpr, DTYPE: tl.constexpr):
 def is_special(first_row, first_column, rows, period, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Whether a tile holds a pair of one sample or an edge of the matrix: only then does it pay for a mask."""
     highest = first_column + BLOCK_N - 1 - first_row + rows  # the furthest diagonal; rows are whole periods
-    return (
-        (highest % period < BLOCK_M + BLOCK_N - 1) | (first_row + BLOCK_M > rows) | (first_column + BLOCK_N > rows)
-    )
+    return (highest % period < BLOCK_M + BLOCK_N - 1) | (first_row + BLOCK_M > rows) | (first_column + BLOCK_N > rows)
 
 
 @triton.jit
@@ -142,7 +139,7 @@ def forward(
         j = first_column + tl.arange(0, BLOCK_N)
         y, _ = exponent_of(squared_distances(points, i, j, rows, width, WIDTH, DTYPE), inner, KIND, DTYPE)
         if is_special(first_row, first_column, rows, period, BLOCK_M, BLOCK_N):
-            y = tl.where(counts(i, j, rows, period), y, BEYOND)
+            y = tl.where(counts(i, j, rows, period), y, float("inf"))
         closest = tl.min(y, 1)
         nearer = tl.where(closest > near, near, closest)
         if KIND == CAUCHY:
@@ -280,9 +277,7 @@ def student_lse_backward(
         weigh[(triton.cdiv(p.rows, VECTOR["BLOCK"]),)](
             neg, low, dneg.contiguous(), *p.factors, near, weight, p.rows, KIND=p.kind, **VECTOR
         )
-        backward[p.grid](
-            p.z, *p.factors, near, weight, received, moments, p.rows, period, p.width, **p.tile()
-        )
+        backward[p.grid](p.z, *p.factors, near, weight, received, moments, p.rows, period, p.width, **p.tile())
         dfactor = -0.5 * p.slope * moments.sum()  # a pair was met from both its sides
         # d logit / d d2 = -T slope / u, d d2 / d z_i = 2 (z_i - z_j), and z_j has the same from its side
         factor = -2 * p.slope * multiplier * (1.0 if scale is None else scale.to(p.dtype).reshape(()))
