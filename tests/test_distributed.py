@@ -18,10 +18,12 @@ from ssl_kernels import (
     SigLipLoss,
     clip_reference,
     dcl_reference,
+    info_nce_reference,
     nt_xent_reference,
     siglip_reference,
     use_backend,
 )
+from ssl_kernels.compat import solo
 
 N = 5  # rows of one process
 
@@ -84,6 +86,19 @@ def siglip(p, views, dist_impl=None):
     return of_features(SigLipLoss(dist_impl=dist_impl, **here()), p, views)
 
 
+def by_indexes(p, views):
+    indexes = dist.get_rank() * N + torch.arange(N)
+    return solo.simclr_loss_func(torch.cat(views[:2]), indexes.repeat(2), p["temperature"])
+
+
+def nnclr(p, views):
+    return solo.nnclr_loss_func(views[0], views[1], p["temperature"])
+
+
+def nnclr_whole(p, views):
+    return info_nce_reference(views[0], views[1], None, p["temperature"])
+
+
 clip_whole, siglip_whole = partial(of_features, clip_reference), partial(of_features, siglip_reference)
 
 LOSSES = {
@@ -93,6 +108,8 @@ LOSSES = {
     "clip, whole loss": (partial(clip, gather_with_grad=True), clip_whole),
     "clip, local loss": (partial(clip, local_loss=True, gather_with_grad=True), clip_whole),
     "clip, no gradient to others": (clip, clip_whole),
+    "simclr of solo-learn": (by_indexes, nt_xent_whole),
+    "nnclr of solo-learn": (nnclr, nnclr_whole),
     "siglip": (siglip, siglip_whole),
     "siglip, shift": (partial(siglip, dist_impl="shift"), siglip_whole),
     "siglip, reduce": (partial(siglip, dist_impl="reduce"), siglip_whole),
@@ -124,6 +141,10 @@ def everything(rank: int, size: int) -> dict:
         for t in found[name].values():
             dist.all_reduce(t)
             t /= size
+    bank = NTXentLoss(memory_bank_size=(2 * size * N, 4), gather_distributed=True)
+    q, k, _ = (z.float() for z in embed(shared["weight"], rank, size))
+    bank(q, k)
+    found["bank"] = {"bank": bank.memory_bank.bank, "bank_ptr": bank.memory_bank.bank_ptr}
     return found
 
 
@@ -186,8 +207,17 @@ def test_clip_is_the_cross_entropy_of_its_logits_under_all_flags(found, flags):
         close(answers["forward", flags], answers["logits", flags])
 
 
+def test_a_bank_gets_the_keys_of_all_processes(found):
+    weight = leaves()["weight"].detach()
+    keys = torch.cat([embed(weight, r, len(found))[1] for r in range(len(found))])
+    for answers in found:
+        assert answers["bank"]["bank_ptr"] == [len(keys)]
+        bank = torch.tensor(answers["bank"]["bank"])[: len(keys)]
+        torch.testing.assert_close(bank, F.normalize(keys, dim=1).float())
+
+
 def test_without_processes_gathering_changes_nothing():
     shared = leaves()
     views = embed(shared["weight"], 0, 1)
     for module in (NTXentLoss, DCLLoss):
-        assert torch.equal(module(0.2, gather_distributed=True)(*views[:2]), module(0.2)(*views[:2]))
+        torch.testing.assert_close(module(0.2, gather_distributed=True)(*views[:2]), module(0.2)(*views[:2]))

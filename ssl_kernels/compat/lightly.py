@@ -44,6 +44,8 @@ class NTXentLoss(losses.NTXentLoss):
         if abs(temperature) < self.eps:
             raise ValueError(f"Illegal temperature: abs({temperature}) < 1e-8")
         super().__init__(temperature, memory_bank_size, gather_distributed)
+        if self.memory_bank is None:
+            self.memory_bank = MemoryBankModule(0)
         self.cross_entropy = nn.CrossEntropyLoss(reduction="mean")  # for losses built on this one; nothing here uses it
         if isinstance(memory_bank_size, int) and memory_bank_size > 0:
             warnings.warn(
@@ -86,7 +88,7 @@ class DCLLoss(losses.DCLLoss):
     ) -> None:
         super().__init__(temperature, weight_fn, gather_distributed)
 
-    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         return super().forward(out0, out1)
 
 
@@ -96,5 +98,5 @@ class DCLWLoss(losses.DCLWLoss):
     def __init__(self, temperature: float = 0.1, sigma: float = 0.5, gather_distributed: bool = False) -> None:
         super().__init__(temperature, sigma, gather_distributed)
 
-    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         return super().forward(out0, out1)

@@ -28,9 +28,9 @@ def __getattr__(name: str) -> type:
 
 
 def _classes() -> dict[str, type]:
-    losses, reducers, distances = (
-        import_module(f"pytorch_metric_learning.{part}") for part in ("losses", "reducers", "distances")
-    )
+    losses: Any = import_module("pytorch_metric_learning.losses")
+    reducers = import_module("pytorch_metric_learning.reducers")
+    distances = import_module("pytorch_metric_learning.distances")
 
     def usual(loss: Any, reducer: type) -> bool:
         d = loss.distance

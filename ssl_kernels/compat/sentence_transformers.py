@@ -9,6 +9,7 @@ other similarities, directions and hardness weights are the library's own busine
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def __getattr__(name: str) -> type:
 
 
 def _class() -> type:
-    losses, util = (import_module(f"sentence_transformers.{part}") for part in ("losses", "util"))
+    losses: Any = import_module("sentence_transformers.losses")
+    util = import_module("sentence_transformers.util")
 
     class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:

@@ -58,6 +58,9 @@ class MemoryBank(nn.Module):
         if len(sizes) == 2 and sizes[0] > 0:
             self._fill(sizes[1], None)
 
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
+
     def __len__(self) -> int:
         return self.size[0]
 

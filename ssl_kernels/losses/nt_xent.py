@@ -120,12 +120,13 @@ class NTXentLoss(nn.Module):
         check_temperature(temperature)
         check_gathering(gather_distributed)
         self.temperature = temperature
-        self.memory_bank = MemoryBank(memory_bank_size, gather_distributed, backend=backend)
+        bank = MemoryBank(memory_bank_size, gather_distributed, backend=backend)
+        self.memory_bank = bank if len(bank) else None
         self.gather_distributed = gather_distributed
         self.backend = backend
 
     def forward(self, z1: Tensor, z2: Tensor, *more: Tensor) -> Tensor:
-        if len(self.memory_bank) == 0:
+        if not self.memory_bank:  # none, or one of no rows
             return self._among_views(z1, z2, *more)
         check_views([z1, z2])
         if more:
