@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-from ssl_kernels.backends.triton_kernels import across, launch, pairwise, tiles, within
+from ssl_kernels.backends.triton_kernels import across, aligned, averaging, launch, pairwise, ring, tiles, within
 
 TABLE = Path(__file__).parents[2] / "docs" / "triton-aot.md"
 ARCHITECTURES = (80, 90, 100)
@@ -38,6 +38,7 @@ CONFIGURATIONS = (
     *(f"cross-{name}" for name in ("half-512", *WIDTHS, "half-128-raw", "split-128-raw")),
     *(f"attend-{name}" for name in (*WIDTHS, "half-128-raw")),
     *(f"pairs-{name}" for name in WIDTHS),
+    *(f"streams-{name}" for name in ("half-256", "split-256", "double-256")),
 )
 # What one block may take on the smallest chip of each generation: sm_86, sm_90, sm_100.
 SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
@@ -122,8 +123,15 @@ def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) 
         across.cross_lse_backward(neg, pos, neg_y, pos_y, *args, neg, top, neg_y, top_y, True, True)
     elif operation == "attend":
         across.attend_lse(x[:256], [y], scale, 1.0, 0, normalize)
-    else:
+    elif operation == "pairs":
         pairwise.pair_softplus(x, y, scale, scale, 1.0, 0, True)
+    else:
+        kept = aligned.cosine(x, x, 1e-8)
+        aligned.cosine_backward(kept[0], x, x, *kept, 1e-8, True, True)
+        ring.enqueue_(y, torch.tensor(0), x, True, True)
+        # an average of 16 bits is rounded at random; beside it a tensor of integers
+        wide, rounding = torch.zeros(1, dtype=torch.int64), torch.tensor([0, 0]) if dtype == torch.bfloat16 else None
+        averaging.average_([x, wide], [x, wide], torch.tensor(0.9), 0.0, 1, rounding)
 
 
 def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:
@@ -149,7 +157,10 @@ def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:
     wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[arch] if tiles.DOUBLE not in name else "DMMA"
     if function.__name__ == "sweep" and wanted not in products:
         faults.append(f"no {wanted}")
-    if re.search(r"arith\.muli .* : tensor<\S*xi32>", kernel.asm["ttir"]):
+    if function.__name__ == "average":
+        if not re.search(r"LDG\.E\S*\.128", sass):
+            faults.append("loads no vectors")
+    elif re.search(r"arith\.muli .* : tensor<\S*xi32>", kernel.asm["ttir"]):  # which random bits may be
         faults.append("offsets are multiplied in 32 bits")
     blocks = [str(kwargs[k]) for k in ("ROWS", "BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_D", "BLOCK") if k in kwargs]
     return Report(

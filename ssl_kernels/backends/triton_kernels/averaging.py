@@ -185,8 +185,9 @@ def _build(target: Sequence[Tensor], source: Sequence[Tensor], copied: int) -> P
         if t.dtype in DTYPES:
             kind = DTYPES[t.dtype], DTYPES[s.dtype], k >= len(target) - copied, aligned
             sizes = t.itemsize, s.itemsize
-        else:  # integers are copied byte by byte
-            kind, sizes, count = (tl.uint8, tl.uint8, True, aligned), (1, 1), t.nbytes
+        else:  # integers are copied as words, which lie as float32 does, so that nobody has to change places
+            word, size = (tl.uint8, 1) if t.nbytes % 4 or any(a % 4 for a in addresses) else (tl.uint32, 4)
+            kind, sizes, count = (word, word, True, aligned), (size, size), t.nbytes // size
         pairs.append((*addresses, *sizes, count, kinds.setdefault(kind, len(kinds)), first))
         first += t.numel()
     lines = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 7)
