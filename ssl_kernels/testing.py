@@ -232,11 +232,11 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
 
     A logit as large as ``k = 1 / |temperature|`` is stored to ``eps * k``; that moves its probability by as much,
     relatively. Gradients scale with the probability mass that is not on the positive, which a cross-entropy bounds;
-    theirs is ``k * mass`` over the norm of the features (a loss of directions falls off with the length), and
-    ``k^2 * mass`` for the temperature. Other losses' gradients are what is left of parts as large as that, each of
+    theirs is ``k * mass / N`` over the length of each row (a loss of directions falls off with it), and ``k^2 * mass``
+    for the temperature. Other losses' gradients are what is left of parts as large as that, each of
     which is rounded. float64 itself is the truth only to its own last digit, at full mass.
     """
-    k = 1 / abs(case.temperature)
+    k = 1 / abs(case.temperature) + abs(float(inputs.get("logit_bias", 0.0)))
     mass = min(1.0, abs(truth.loss.item())) if case.spec.cross_entropy else 1.0
     size = truth[name].norm().item()
     if name == "temperature":
@@ -244,13 +244,18 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
     elif name not in case.spec.features:
         scale = 1.0
     else:
-        scale = k / max(inputs[name].double().norm().item(), 1e-12)  # as normalisation has it
+        lengths = inputs[name].double().norm(dim=1)
+        scale = k * lengths[lengths > 0].reciprocal().norm().item() / len(lengths)  # as normalisation has it
         scale = max(scale, size / mass) if mass > 0 else scale  # and where nothing is normalised
     if not case.spec.cross_entropy:
         size += scale
     eps, eps64 = torch.finfo(accumulate_dtype(case.dtype)).eps, torch.finfo(torch.float64).eps
     last_digit = eps if name == "loss" else torch.finfo(inputs[name].dtype).eps
-    return last_digit * size + eps * (1 + k) * mass * scale + eps64 * (1 + k) * max(scale, scale / k)
+    return (
+        last_digit * size
+        + eps * (1 + k) * mass * scale
+        + eps64 * (1 + k) * max(scale, scale / k) * max(1.0, abs(truth.loss.item()))
+    )
 
 
 def check_precision(function: Callable[..., Tensor], case: Case, draws: int = PRECISION_DRAWS) -> dict[str, float]:
