@@ -262,6 +262,19 @@ def test_only_what_is_wanted(columns):
         assert t.numel() == 0
 
 
+@pytest.mark.parametrize("sizes", [(1.0, 2.0**30), (2.0**30, 1.0), (2.0**-40, 2.0**-42), (0.0, 0.0)], ids=str)
+def test_upstream_gradients_of_any_size(sizes):
+    x, y = torch.randn(40, 16), torch.randn(50, 16)
+    args = x, [y], torch.tensor(5.0), 1.0, None, True
+    neg, pos, top, neg_y, _, top_y = across.cross_lse(*args, True)
+    rest = *args, neg, top, neg_y, top_y, True, True
+    upstream = torch.full((40,), sizes[0]), pos, torch.full((50,), sizes[1]), pos
+    dx, (dy,), _ = across.cross_lse_backward(*upstream, *rest)
+    want_x, (want_y,), _ = reference.cross_lse_backward(*upstream, *rest)
+    for got, want in ((dx, want_x), (dy, want_y)):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5 * max(sizes))
+
+
 def test_order_of_programs_changes_no_bit(monkeypatch):
     p = Problem.of(Setting(F32, 140, 160, 16))
     first = of_backend(across, p)

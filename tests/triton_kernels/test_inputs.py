@@ -139,6 +139,28 @@ def test_the_loss_itself(temperature):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("columns", "loss"),
+    [
+        (20, lambda x, y, scale, backend: ssl_kernels.clip_loss(x, y, scale, backend=backend)),
+        (20, lambda x, y, scale, backend: ssl_kernels.siglip_loss(x, y, scale, -3.0, backend=backend)),
+        (50, lambda x, y, scale, backend: ssl_kernels.info_nce_loss(x, y[:20], y[20:], 1 / scale, backend=backend)),
+        (50, lambda x, y, scale, backend: ssl_kernels.info_nce_loss(x, y.detach()[:20], y.detach(), backend=backend)),
+    ],
+    ids=["clip", "siglip", "info-nce", "queue"],
+)
+def test_losses_of_two_sets(columns, loss):
+    results = []
+    for backend in ("triton", "reference"):
+        torch.manual_seed(0)
+        x, y = (torch.nn.functional.normalize(torch.randn(n, 16), dim=1).requires_grad_() for n in (20, columns))
+        scale = torch.tensor(5.0, requires_grad=True)
+        value = loss(x, y, scale, backend)
+        results.append([value, *torch.autograd.grad(value, [x, y, scale], allow_unused=True)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
 def test_nothing_is_read_back(monkeypatch):
     """No ``.item()`` and no condition on a tensor: a launch never waits for the device, a CUDA graph can hold it."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssl_kernels.backends.triton_kernels import attend, tiles
-from ssl_kernels.backends.triton_kernels.launch import Problem, on_device
+from ssl_kernels.backends.triton_kernels.launch import Problem
 from ssl_kernels.backends.triton_kernels.passes import add_scale, combine, finish, receive, sum_negatives, weigh
+from ssl_kernels.backends.triton_kernels.streams import on_device
 
 
 def cross_lse(

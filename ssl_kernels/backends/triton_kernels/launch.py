@@ -3,7 +3,6 @@ themselves, reads the device, so a CUDA graph can hold all of it."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -149,7 +148,3 @@ def architecture(device: torch.device) -> int:
         return 90
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssl_kernels.backends.triton_kernels import softplus, tiles
-from ssl_kernels.backends.triton_kernels.launch import Problem, Side, on_device
+from ssl_kernels.backends.triton_kernels.launch import Problem, Side
 from ssl_kernels.backends.triton_kernels.passes import finish
+from ssl_kernels.backends.triton_kernels.streams import on_device
 
 
 def pair_softplus(
@@ -15,13 +16,14 @@ def pair_softplus(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with on_device(x):
         p = Problem(scale, multiplier, len(y) if offset is None else offset, False, [x], [y])
-        p.find_largest()
         total, dscale, dbias = p.empty(), p.empty(), p.empty()
         dx, dy, along = p.empty(0), p.empty(0), None
-        sums, received = _sweep(p, p.x, p.y, p.step, bias, gradient, valued=True)
-        if received is not None:
+        if gradient:
+            p.find_largest()
+        sums, received = _sweep(p, p.x, p.y, p.step, bias, valued=True, gradient=gradient)
+        if gradient:
             (dx,), along = finish(p, p.x, p.y, p.step, received, None, None, dtype=p.dtype)
-            _, received = _sweep(p, p.y, p.x, -p.step, bias, gradient, valued=False)
+            _, received = _sweep(p, p.y, p.x, -p.step, bias, valued=False, gradient=True)
             (dy,), _ = finish(p, p.y, p.x, -p.step, received, None, None, dtype=p.dtype)
         softplus.add_up[(1,)](
             sums, along, multiplier, total, dscale, dbias, sums.shape[1], 0 if along is None else len(along),
@@ -31,16 +33,16 @@ def pair_softplus(
 
 
 def _sweep(
-    p: Problem, x: Side, y: Side, step: int, bias: Tensor | None, gradient: bool, *, valued: bool
-) -> tuple[Tensor | None, Tensor | None]:
+    p: Problem, x: Side, y: Side, step: int, bias: Tensor | None, *, valued: bool, gradient: bool
+) -> tuple[Tensor, Tensor]:
     """Each program's part of the value and of the bias's gradient, and ``[span, padded row, padded width]``."""
     tile = tiles.tile("softplus" if gradient else "cross", p.operands, p.padded_width, p.arch)
     grid, span = p.grid(x, y, tile)
-    sums = p.empty(2, grid[0] * grid[1]) if valued else None
-    received = p.empty(grid[1], x.padded, p.padded_width) if gradient else None
+    sums = p.empty(2, grid[0] * grid[1] if valued else 0)
+    received = p.empty(grid[1] if gradient else 0, x.padded, p.padded_width)
     softplus.sweep[grid](
-        x.units, y.units, x.factors, y.factors, y.largest, p.logits[0], bias, p.logits[1], sums, received,
-        x.rows, y.rows, step, span, x.padded, p.low_offset,
+        x.units, y.units, x.factors, y.factors, y.largest, p.logits[0], bias, p.logits[1],
+        sums if valued else None, received if gradient else None, x.rows, y.rows, step, span, x.padded, p.low_offset,
         PIECES=p.kind["PIECES"], WIDTH=p.padded_width, **tile.arguments(),
     )  # fmt: skip
     return sums, received
