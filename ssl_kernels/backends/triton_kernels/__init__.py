@@ -1,5 +1,7 @@
-"""The Triton kernels of the waist, one concept a file; ``launch`` is what the backend calls.
+"""The Triton kernels of the waist, one concept a file. Importing this package imports Triton.
 
-``rows`` prepares the embeddings, ``forward`` and ``backward`` sweep the similarity matrix, ``logits`` holds what both
-sweeps must agree on, ``tiles`` is the one table of tile sizes. Importing this package imports Triton.
+The matrix operations: ``within``, ``across`` and ``pairwise`` are what the backend calls, made of the ``passes``, for
+which ``launch`` prepares a call's rows. The kernels: ``rows`` makes operands of embeddings, ``forward``, ``backward``,
+``attend`` and ``softplus`` sweep the matrix, ``logits`` holds what the sweeps must agree on, ``pairs`` which entries
+count, ``tiles`` is the one table of tile sizes. The other operations have a file each.
 """
