@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ssl_kernels import losses
 from ssl_kernels.compat.memory_bank import MemoryBankModule, NNMemoryBankModule
 from ssl_kernels.compat.momentum import update_momentum
-from ssl_kernels.losses import NegativeCosineSimilarity, mises_fisher_weights
+from ssl_kernels.losses import KoLeoLoss, NegativeCosineSimilarity, mises_fisher_weights
 
 __all__ = [
     "DCLLoss",
     "DCLWLoss",
     "DirectCLRLoss",
+    "KoLeoLoss",
     "MemoryBankModule",
     "NNMemoryBankModule",
     "NTXentLoss",

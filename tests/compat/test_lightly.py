@@ -159,6 +159,17 @@ def test_as_lightly_itself(name, temperature):
     same(getattr(ours, name)(temperature=temperature), module(temperature=temperature), views())
 
 
+@pytest.mark.parametrize("arguments", [{}, {"p": 1, "eps": 1e-4}])
+def test_koleo_as_lightly_itself(arguments):
+    theirs = pytest.importorskip("lightly.loss.koleo_loss").KoLeoLoss(**arguments)
+    same(ours.KoLeoLoss(**arguments), theirs, {"x": draw(20, 4)})
+
+
+def test_negative_cosines_as_lightly_itself():
+    theirs = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    same(ours.NegativeCosineSimilarity(), theirs, {"x0": draw(), "x1": draw(seed=1)})
+
+
 def test_a_bank_as_lightly_itself():
     theirs = pytest.importorskip("lightly.loss").NTXentLoss(memory_bank_size=(10, 4))
     loss = ours.NTXentLoss(memory_bank_size=(10, 4))
