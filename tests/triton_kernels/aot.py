@@ -135,11 +135,12 @@ def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) 
 
 
 def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:
+    is_sweep = function.__name__ == "sweep"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "k.cubin")
         cubin.write_bytes(kernel.asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", cubin)
-        sass = _tool("nvdisasm", "-c", cubin)
+        sass = _tool("nvdisasm", "-c", cubin) if is_sweep or function.__name__ == "average" else ""
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     shared, warps = kernel.metadata.shared, kernel.metadata.num_warps
     by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
@@ -148,14 +149,14 @@ def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:
 
     faults = []
     # a kernel that goes over its rows once may put a value aside to fit one program more, a sweep has its loop
-    if stack > (0 if function.__name__ == "sweep" else 16):
+    if stack > (0 if is_sweep else 16):
         faults.append(f"spills {stack} bytes")
     if shared > SHARED_LIMIT[arch]:
         faults.append("too much shared memory")
     if kernel.metadata.global_scratch_size:
         faults.append("scratch in global memory")
     wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[arch] if tiles.DOUBLE not in name else "DMMA"
-    if function.__name__ == "sweep" and wanted not in products:
+    if is_sweep and wanted not in products:
         faults.append(f"no {wanted}")
     if function.__name__ == "average":
         if not re.search(r"LDG\.E\S*\.128", sass):
