@@ -29,40 +29,47 @@ template <class T, class Format> SSL_INLINE Vec<T> read_elements(const typename 
   }
 }
 
-// Rounded to nearest.
-template <class T, class Format> SSL_INLINE void write_elements(typename Format::Element* p, Vec<T> v) {
+// Rounded to nearest: a vector of elements of Format.
+template <class T, class Format> SSL_INLINE auto to_elements(Vec<T> v) {
+  using Element = typename Format::Element;
   if constexpr (same_dtype<T, Format>) {
-    store<T>(p, v);
+    return v;
   } else if constexpr (std::is_same_v<Format, BF16> && sizeof(T) == 4) {
     using Bits = typename Simd<T>::Bits;
     const Bits bits = (Bits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Halves h = __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0, Halves);
-    memcpy(p, &h, sizeof h);
+    return __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0, Halves);
 #if defined(__AVX512F__) && SSL_VECTOR_BYTES == 64
   } else if constexpr (std::is_same_v<Format, F16> && sizeof(T) == 4) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+    return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__) && SSL_VECTOR_BYTES == 32
   } else if constexpr (std::is_same_v<Format, F16> && sizeof(T) == 4) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+    return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #endif
   } else {
-    T values[lanes<T>];
-    store<T>(values, v);
-    for (int k = 0; k < lanes<T>; ++k) p[k] = Format::template write<T>(values[k]);
+    typedef Element Elements __attribute__((vector_size(lanes<T> * sizeof(Element))));
+    Elements e;
+    for (int k = 0; k < lanes<T>; ++k) e[k] = Format::template write<T>(v[k]);
+    return e;
   }
 }
+template <class T, class Format> SSL_INLINE void write_elements(typename Format::Element* p, Vec<T> v) {
+  const auto e = to_elements<T, Format>(v);
+  memcpy(p, &e, sizeof e);
+}
 
-// Past the caches, for what will not be read soon; p is aligned to the vector.
-template <class T> SSL_INLINE void stream(T* p, Vec<T> v) {
-#if defined(__AVX512F__) && SSL_VECTOR_BYTES == 64
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
-#elif defined(__AVX__) && SSL_VECTOR_BYTES == 32
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
-#elif defined(__SSE2__) && SSL_VECTOR_BYTES == 16
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
-#else
-  store<T>(p, v);
+// Past the caches, for what will not be read soon; p is aligned to the vector of elements.
+template <class T, class Format> SSL_INLINE void stream_elements(typename Format::Element* p, Vec<T> v) {
+  const auto e = to_elements<T, Format>(v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof e == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)e);
 #endif
+#if defined(__AVX__)
+  if constexpr (sizeof e == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)e);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof e == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)e);
+#endif
+  memcpy(p, &e, sizeof e);
 }
 inline void end_stream() {
 #if defined(__SSE2__)
