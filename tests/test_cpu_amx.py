@@ -275,7 +275,9 @@ FAULTS = {
     # the padding's columns take part
     "keep[r] = ~uint32_t(0) >> (tile_side - (end - tile.j));": "keep[r] = ~uint32_t(0);",
     # the backward pass uses tiles that nobody configured
-    "  const tiles::Scope scope;\n  const Operands<M> z(s);": "  const Operands<M> z(s);",
+    "  const tiles::Scope scope;\n  const Operands<M> x(s, *s.x), y(s, *s.y);\n  const bool y_too": (
+        "  const Operands<M> x(s, *s.x), y(s, *s.y);\n  const bool y_too"
+    ),
 }
 
 
