@@ -92,7 +92,7 @@ def _products(query: Tensor, others: Tensor, normalize: bool) -> Tensor:
     else:
         q, n = (t.to(accumulate_dtype(t.dtype)) for t in (query, others))
     with torch.autocast(q.device.type, enabled=False):
-        return (n @ q[:, :, None]).squeeze(2)
+        return (n.to(q.dtype) @ q[:, :, None]).squeeze(2)
 
 
 def _check(query: Tensor, positive: Tensor, negatives: Tensor | None, offset: int) -> None:
