@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     cases = parser.getgroup("random cases", "tests/test_random_cases.py")
-    cases.addoption("--random-cases", type=int, default=5000, metavar="N", help="how many in all (default: 5000)")
+    cases.addoption("--random-cases", type=int, default=8000, metavar="N", help="how many in all (default: 8000)")
     cases.addoption("--resume", action="store_true", help="leave out those that passed before, on the same sources")
 
 

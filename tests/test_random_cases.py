@@ -133,7 +133,7 @@ def draws(draw: st.DrawFn) -> Drawn:
     spec = SPECS[draw(st.sampled_from(list(SPECS)))]
     n, d = draw(st.one_of(small, small, small, wide, large))
     d = max(d, spec.narrowest)
-    n = min(n, math.isqrt(int(min(spec.largest, 1e12) / d)))
+    n = min(n, math.isqrt(int(min(spec.largest / 4, 1e12) / d)))
     allowed = testing.temperatures(spec)
     temperature = draw(any_temperature if allowed == testing.TEMPERATURES else st.sampled_from(allowed))
     dtype, trained = draw(st.sampled_from(testing.DTYPES)), draw(st.booleans())
