@@ -99,6 +99,17 @@ def test_a_bank_takes_any_dtype_and_batches_larger_than_itself(dtype):
     torch.testing.assert_close(loss.memory_bank.bank, kept, rtol=1e-6, atol=1e-6)
 
 
+def test_a_bank_compiles_in_one_graph():
+    torch._dynamo.reset()
+    plain, other = (ours.NTXentLoss(memory_bank_size=(16, 4)) for _ in range(2))
+    other.load_state_dict(plain.state_dict())
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for step in range(4):
+        inputs = {"out0": draw(seed=2 * step).float(), "out1": draw(seed=2 * step + 1).float()}
+        same(compiled, plain, inputs, 1e-6)
+        assert torch.equal(other.memory_bank.bank, plain.memory_bank.bank)
+
+
 def dcl(out0, out1, temperature=0.1, sigma=None):
     out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
     others, terms = ~torch.eye(len(out0), dtype=torch.bool), []
