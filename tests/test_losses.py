@@ -136,7 +136,8 @@ def test_gradient_arriving_expanded_or_strided(spec, place):
     leaves = leaves_of(case, inputs)
     (case.fused(**leaves).expand(3) * torch.tensor([1.0, 2.0, -0.5], device=place.device)).sum().backward()
     for name in spec.asking:
-        assert relative_error(leaves[name].grad, 2.5 * expected[name]) < 1e-6
+        # a parameter's is a difference of sums that may nearly cancel
+        assert relative_error(leaves[name].grad, 2.5 * expected[name]) < (1e-6 if name in spec.features else 1e-4)
 
 
 def test_inputs_are_not_written_to(spec, place):

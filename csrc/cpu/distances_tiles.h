@@ -27,7 +27,7 @@ template <class T> SSL_INLINE Vec<T> log1p(Vec<T> x) {
   const Bits half = (Bits)splat<T>(T(0.70710678118654752440));
   const Bits exponent = ((Bits)u - half) >> S::exponent_shift;
   const Vec<T> f = (Vec<T>)((Bits)u - (exponent << S::exponent_shift)) - 1;  // u / 2^exponent - 1, in [-0.29, 0.41]
-  const Vec<T> s = f * reciprocal<T>(2 + f), z = s * s;  // log(1 + f) = 2 atanh(s), |s| < 0.172: a few terms of its own series
+  const Vec<T> s = f * reciprocal<T>(2 + f), z = s * s;  // log(1 + f) = 2 atanh(s), |s| < 0.172: its own series
   Vec<T> p{};
 #pragma GCC unroll 16
   for (int k = sizeof(T) == 8 ? 11 : 5; k > 0; --k) p = (p + T(1.0 / (2 * k + 1))) * z;
@@ -63,14 +63,23 @@ SSL_INLINE void squared_distances(const Points<T>& p, Tile<T>& d2, int64_t i, in
   }
 }
 
-// inner d2, and the logit over its outer factor.
-template <class T> SSL_INLINE Vec<T> inside(const StudentLse<T>& s, Vec<T> d2) {
-  const Vec<T> x = d2 * s.inner + d2 * s.inner_low, most = splat<T>(furthest<T>);
+// NaN stays NaN.
+template <class T> SSL_INLINE Vec<T> at_most_furthest(Vec<T> x) {
+  const Vec<T> most = splat<T>(furthest<T>);
   return x > most ? most : x;
 }
+
+// inner d2. Only where nothing underflows, which is all that Cauchy serves, is nothing too far away either; and there the
+// factor's own rounding is none of a logit.
+template <class T, Decay K> SSL_INLINE Vec<T> inside(const StudentLse<T>& s, Vec<T> d2) {
+  if constexpr (K == Decay::cauchy) return d2 * s.inner;
+  const Vec<T> d = at_most_furthest<T>(d2);
+  return at_most_furthest<T>(d * s.inner + d * s.inner_low);
+}
+
+// The logit over its outer factor.
 template <class T, Decay K> SSL_INLINE Vec<T> logit(const StudentLse<T>& s, Vec<T> d2) {
-  const Vec<T> most = splat<T>(furthest<T>);
-  return K == Decay::gaussian ? (d2 > most ? most : d2) : log1p<T>(inside(s, d2));
+  return K == Decay::gaussian ? at_most_furthest<T>(d2) : log1p<T>(inside<T, K>(s, d2));
 }
 
 // 1 where a pair of a tile counts; 0 where it is of one sample, or past the last point.
@@ -90,7 +99,8 @@ SSL_INLINE void for_columns(const StudentLse<T>& s, int64_t i, int64_t j0, int64
   for (int64_t j = j0; j < j1; j += P) {
     Tile<T> d2;
     squared_distances<T, W>(s.points, d2, i, j);
-    const bool masked = i + rows_at_once > s.points.rows || j + P > s.points.rows || s.rule.touches(i, i + rows_at_once, j, j + P);
+    const int64_t last = i + rows_at_once;
+    const bool masked = last > s.points.rows || j + P > s.points.rows || s.rule.touches(i, last, j, j + P);
     if (__builtin_expect(masked, 0)) mask_pairs(s, i, j, keep);
     epilogue(d2, j, masked ? keep : nullptr);
   }
@@ -114,7 +124,7 @@ void forward_fixed(const StudentLse<T>& s, int64_t i0, int64_t i1, int64_t j0, i
         for (int r = 0; r < R; ++r) {
           Vec<T> e;
           if constexpr (K == Decay::cauchy) {
-            e = reciprocal<T>(1 + inside(s, d2[r][v]));
+            e = reciprocal<T>(1 + inside<T, K>(s, d2[r][v]));
           } else {
             const Vec<T> y = logit<T, K>(s, d2[r][v]);
             e = exp2<T>(y * s.outer + y * s.outer_low);
@@ -147,8 +157,8 @@ template <class T> SSL_INLINE void add_from(const StudentLse<T>& s, int64_t i, T
   }
 }
 
-// Counting from the nearest point, a lane (of rows, or of columns) at a time: two exponentials an entry, one a side. They
-// are of differences of y, which are exact where they count, however far away the nearest point is.
+// Counting from the nearest point, a lane (of rows, or of columns) at a time: two exponentials an entry, one a side.
+// They are of differences of y, which are exact where they count, however far away the nearest point is.
 template <class T, int W, Decay K>
 void forward_running(const StudentLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* column_sums) {
   constexpr int64_t P = panel<T>, L = lanes<T>, R = rows_at_once;
@@ -163,7 +173,9 @@ void forward_running(const StudentLse<T>& s, int64_t i0, int64_t i1, int64_t j0,
           y[r][v] = logit<T, K>(s, y[r][v]);
           if (keep) y[r][v] = load<T>(keep + r * P + v * L) != T(0) ? y[r][v] : splat<T>(furthest<T>);
         }
-      auto nearer = [&](Vec<T> near, int r, int v) __attribute__((always_inline)) { return y[r][v] > near ? near : y[r][v]; };
+      auto nearer = [&](Vec<T> near, int r, int v) __attribute__((always_inline)) {
+        return y[r][v] > near ? near : y[r][v];
+      };
       auto term = [&](Vec<T> near, int r, int v) __attribute__((always_inline)) {
         const Vec<T> e = decayed(s, y[r][v] - near);
         return keep ? counted<T>(e, keep + r * P + v * L) : e;
@@ -212,13 +224,14 @@ void gradient(const StudentLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_
         for (int v = 0; v < NV; ++v) {
           const Vec<T> weight_j = load<T>(s.weight + j + v * L);
           Vec<T> q{}, a;
-          if constexpr (K != Decay::gaussian) q = reciprocal<T>(1 + inside(s, d2[r][v]));
+          if constexpr (K != Decay::gaussian) q = reciprocal<T>(1 + inside<T, K>(s, d2[r][v]));
           if constexpr (K == Decay::cauchy) {
             a = q * (weight_i + weight_j);
           } else {
             const Vec<T> y = logit<T, K>(s, d2[r][v]);
             if constexpr (Running)
-              a = decayed(s, y - splat<T>(s.near[i + r])) * weight_i + decayed(s, y - load<T>(s.near + j + v * L)) * weight_j;
+              a = decayed(s, y - splat<T>(s.near[i + r])) * weight_i +
+                  decayed(s, y - load<T>(s.near + j + v * L)) * weight_j;
             else
               a = exp2<T>(y * s.outer + y * s.outer_low) * (weight_i + weight_j);
           }
@@ -260,24 +273,24 @@ void gradient(const StudentLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_
 // Cauchy in the plane is what t-SimCNE is for: there the width is known to the compiler.
 template <class T>
 void student_forward(const StudentLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
+  using enum Decay;
   FlushDenormals flush;
-  if (s.decay == Decay::cauchy)
-    (s.points.width == 2 ? forward_fixed<T, 2, Decay::cauchy> : forward_fixed<T, 0, Decay::cauchy>)(s, i0, i1, j0, j1, scratch);
-  else if (s.decay == Decay::student)
-    (s.running ? forward_running<T, 0, Decay::student> : forward_fixed<T, 0, Decay::student>)(s, i0, i1, j0, j1, scratch);
-  else
-    (s.running ? forward_running<T, 0, Decay::gaussian> : forward_fixed<T, 0, Decay::gaussian>)(s, i0, i1, j0, j1, scratch);
+  auto visit = forward_fixed<T, 0, cauchy>;
+  if (s.decay == cauchy && s.points.width == 2) visit = forward_fixed<T, 2, cauchy>;
+  if (s.decay == student) visit = s.running ? forward_running<T, 0, student> : forward_fixed<T, 0, student>;
+  if (s.decay == gaussian) visit = s.running ? forward_running<T, 0, gaussian> : forward_fixed<T, 0, gaussian>;
+  visit(s, i0, i1, j0, j1, scratch);
 }
 
 template <class T>
 void student_backward(const StudentLse<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
+  using enum Decay;
   FlushDenormals flush;
-  if (s.decay == Decay::cauchy)
-    (s.points.width == 2 ? gradient<T, 2, Decay::cauchy, false> : gradient<T, 0, Decay::cauchy, false>)(s, i0, i1, j0, j1, scratch);
-  else if (s.decay == Decay::student)
-    (s.running ? gradient<T, 0, Decay::student, true> : gradient<T, 0, Decay::student, false>)(s, i0, i1, j0, j1, scratch);
-  else
-    (s.running ? gradient<T, 0, Decay::gaussian, true> : gradient<T, 0, Decay::gaussian, false>)(s, i0, i1, j0, j1, scratch);
+  auto visit = gradient<T, 0, cauchy, false>;
+  if (s.decay == cauchy && s.points.width == 2) visit = gradient<T, 2, cauchy, false>;
+  if (s.decay == student) visit = s.running ? gradient<T, 0, student, true> : gradient<T, 0, student, false>;
+  if (s.decay == gaussian) visit = s.running ? gradient<T, 0, gaussian, true> : gradient<T, 0, gaussian, false>;
+  visit(s, i0, i1, j0, j1, scratch);
 }
 
 // Rows of A, or the columns' sums and nearest.

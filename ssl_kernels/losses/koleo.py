@@ -29,8 +29,7 @@ def koleo_loss(x: Tensor, p: float = 2.0, eps: float = 1e-8, *, backend: str | N
     Args:
         x: ``[N, D]``, float32/64, bfloat16 or float16; normalised here. Distances are those of float32 at least.
         p: the norm of the differences.
-        eps: added to every difference and to the distance, as ``torch.nn.PairwiseDistance`` and its users do, and the
-            least a row's norm counts as.
+        eps: added to every difference and to the distance, as ``torch.nn.PairwiseDistance`` and its users do.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
 
     Returns:
@@ -44,7 +43,7 @@ def koleo_loss(x: Tensor, p: float = 2.0, eps: float = 1e-8, *, backend: str | N
     once; a second derivative raises (the reference has all of them).
     """
     _check(x, p, eps)
-    z = unit_rows([x], eps)
+    z = unit_rows([x])
     # a table look-up, whose gradient is summed up in one order whatever the number of threads
     neighbours = F.embedding(nearest(x, x, skip=0, backend=backend), z)
     return -(F.pairwise_distance(z, neighbours, p, eps) + eps).log().mean()
@@ -53,7 +52,7 @@ def koleo_loss(x: Tensor, p: float = 2.0, eps: float = 1e-8, *, backend: str | N
 def koleo_reference(x: Tensor, p: float = 2.0, eps: float = 1e-8) -> Tensor:
     """The same as :func:`koleo_loss` in plain PyTorch, with the whole matrix of products."""
     _check(x, p, eps)
-    z = F.normalize(x, dim=1, eps=eps)
+    z = F.normalize(x, dim=1)
     with torch.no_grad():
         products = (z @ z.T).fill_diagonal_(-2)
     return -(F.pairwise_distance(z, z[products.argmax(1)], p, eps) + eps).log().mean()

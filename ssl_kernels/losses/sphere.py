@@ -13,30 +13,29 @@ from ssl_kernels.ops.library import once
 EPS = 1e-12  # as torch.nn.functional.normalize
 
 
-def unit_rows(x: Sequence[Tensor], eps: float = EPS) -> Tensor:
-    """The rows of all ``x`` one below the other, divided by ``max(norm, eps)``, in float32 at least.
+def unit_rows(x: Sequence[Tensor]) -> Tensor:
+    """The rows of all ``x`` one below the other, divided by ``max(norm, 1e-12)``, in float32 at least.
 
     As ``torch.nn.functional.normalize``, but a row of zeros in 16 bits gets a finite gradient, and the inputs
     themselves are what is kept for backward.
     """
-    return _UnitRows.apply(eps, *x)
+    return _UnitRows.apply(*x)
 
 
 class _UnitRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, eps, *x):
+    def forward(ctx, *x):
         z = torch.cat([t.to(accumulate_dtype(t.dtype)) for t in x])
         norms = torch.linalg.vector_norm(z, dim=1, keepdim=True)
         ctx.save_for_backward(norms, *x)
-        ctx.eps = eps
-        return z.div_(norms.clamp_min(eps))
+        return z.div_(norms.clamp_min(EPS))
 
     @staticmethod
     def backward(ctx, g):
-        return None, *once(_gradients, ctx.eps, g, *ctx.saved_tensors)
+        return once(_gradients, g, *ctx.saved_tensors)
 
 
-def _gradients(eps: float, g: Tensor, norms: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
+def _gradients(g: Tensor, norms: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
     sizes = [len(t) for t in x]
     grads = []
     for part, n, t in zip(g.split(sizes), norms.split(sizes), x, strict=True):

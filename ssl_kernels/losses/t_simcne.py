@@ -67,21 +67,23 @@ def negatives_and_positives(
 ) -> tuple[Tensor, Tensor]:
     """Logits of every row: log-sum-exp over its negatives ``[2, N]``, and its positive's ``[N]``, both ways."""
     n = len(z1)
-    neg = student_lse([z1, z2], scale, multiplier, dof=dof, period=n, backend=backend)
+    # both parts of a gradient are summed up before they are rounded to 16 bits: they nearly cancel
     wide = torch.promote_types(accumulate_dtype(z1.dtype), accumulate_dtype(z2.dtype))
-    d2 = (z1.to(wide) - z2.to(wide)).square().sum(1)
+    z1, z2 = z1.to(wide), z2.to(wide)
+    neg = student_lse([z1, z2], scale, multiplier, dof=dof, period=n, backend=backend)
+    d2 = (z1 - z2).square().sum(1)
     return neg.view(2, n), _log_kernel(d2 * as_factor(scale, multiplier, z1), dof)
 
 
 def _log_kernel(d2: Tensor, dof: float) -> Tensor:
     """Of squared distances over twice the squared width."""
-    return -d2 if math.isinf(dof) else -(dof + 1) / 2 * torch.log1p(2 / dof * d2)
+    return -d2 if dof == math.inf else -(dof + 1) / 2 * torch.log1p(2 / dof * d2)
 
 
 def _as_scale(temperature: float | Tensor, like: Tensor) -> tuple[Tensor | None, float]:
     _check_temperature(temperature)
     scale, multiplier = as_scale(temperature, like)
-    return scale, 0.5 * multiplier
+    return scale if scale is None else scale.double(), 0.5 * multiplier  # its gradient's two parts nearly cancel too
 
 
 def _check_temperature(temperature: float | Tensor) -> None:
@@ -146,7 +148,7 @@ def _spec(name: str, dof: float, **rest: Any) -> LossSpec:
         trained=partial(_trained, dof=dof),
         features=("z1", "z2"),
         parameters=("temperature",),
-        temperatures=(0.005, 0.05, 0.5, 1.0, 2.0, 10.0),
+        temperatures=(0.005, 0.05, 0.25, 1.0, 2.0, 10.0),
         **rest,
     )
 

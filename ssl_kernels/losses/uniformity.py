@@ -28,7 +28,7 @@ def uniformity_loss(x: Tensor, t: float = 2.0, *, backend: str | None = None) ->
 
     Args:
         x: ``[N, D]``, ``N >= 2``, float32/64, bfloat16 or float16; normalised here (the authors' code takes rows that
-            are).
+            are). A row of zeros counts as orthogonal to all others.
         t: the potential is ``exp(-t |x_i - x_j|^2)``.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
 
@@ -45,22 +45,23 @@ def uniformity_loss(x: Tensor, t: float = 2.0, *, backend: str | None = None) ->
     _check(x, t)
     n = len(x)
     neg, _, top = self_lse([x], multiplier=2.0 * t, period=n, backend=backend)
-    return torch.logsumexp(neg + (top - 2 * t), 0) - math.log(n * (n - 1))
+    pairs = torch.full((), n * (n - 1), dtype=torch.float64, device=x.device)  # a tensor, so that any n is one graph
+    return torch.logsumexp(neg + (top - 2 * t), 0) - pairs.log()
 
 
 def uniformity_reference(x: Tensor, t: float = 2.0) -> Tensor:
-    """The same as :func:`uniformity_loss`, written as the paper has it, with the distances of all pairs."""
+    """The same as :func:`uniformity_loss` in plain PyTorch, with the distances of all pairs, from their cosines."""
     _check(x, t)
     z = F.normalize(x, dim=1)
     i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
-    return (z[i] - z[j]).square().sum(1).mul(-t).exp().mean().log()
+    return (2 - 2 * z @ z.T)[i, j].mul(-t).exp().mean().log()
 
 
 def _check(x: Tensor, t: float) -> None:
     check_rows("x", x)
     if x.shape[0] < 2 or x.shape[1] == 0:
         raise ValueError(f"x: expected at least two rows and one column, got shape {tuple(x.shape)}")
-    if not math.isfinite(t):
+    if not abs(t) < math.inf:
         raise ValueError(f"t: expected a number, got {t}")
 
 
