@@ -144,6 +144,15 @@ def test_large_problems(engine, n, d, temperature):
         testing.check(fused, Case("nt_xent", "cpu", "cpu", dtype, n, d, temperature))
 
 
+@pytest.mark.parametrize("loss", ["clip", "info_nce", "info_nce_queue", "siglip"])
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+@pytest.mark.parametrize(("n", "d"), [(97, 1), (300, 130), (600, 64)])
+def test_large_problems_of_two_sets(engine, loss, n, d, temperature):
+    for dtype in (FLOAT32, *HALF):
+        case = Case(loss, "cpu", "cpu", dtype, n, d, temperature)
+        testing.check(case.fused, case)
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 0.5, 10.0, -0.1])
 @pytest.mark.parametrize(("n", "d"), [(3, 5), (33, 64), (257, 130), (520, 33), (128, 512)])
 def test_less_than_highest_costs_what_it_says(engine, precision, n, d, temperature):
