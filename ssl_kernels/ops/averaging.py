@@ -3,6 +3,7 @@ r"""Exponential moving averages in place, of any number of tensors in one launch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -118,22 +119,26 @@ def _check_pair(k, t, s, first, copied, rounding) -> None:
 
 def _check_memory(target, source) -> None:
     """What is written must be nobody else's. Only dense tensors can be compared by their bounds."""
-    spans = []
-    for tensors, written in ((target, True), (source, False)):
-        for k, t in enumerate(tensors):
-            if _is_dense(t):
-                start = t.data_ptr()
-                spans.append((start, start + t.nbytes, written, k))
-            elif written and torch._debug_has_internal_overlap(t) == 1:
-                raise ValueError(f"target[{k}]: its elements share memory (expanded?): expected a tensor of its own")
-    ends, last = [0, 0], ["", ""]
-    for start, end, written, k in sorted(spans):
-        for other in (True, False):
-            if start < ends[other] and start < end and (written or other):
-                name = f"{'target' if written else 'source'}[{k}]"
-                raise ValueError(f"{name}: shares memory with {last[other]}: the average needs memory of its own")
-        if end > ends[written]:
-            ends[written], last[written] = end, f"{'target' if written else 'source'}[{k}]"
+    for k, t in enumerate(target):
+        if not t.is_contiguous() and torch._debug_has_internal_overlap(t) == 1:
+            raise ValueError(f"target[{k}]: its elements share memory (expanded?): expected a tensor of its own")
+    bounds = (tuple((t.data_ptr(), t.nbytes if _is_dense(t) else 0) for t in tensors) for tensors in (target, source))
+    if overlap := _overlap(*bounds):
+        raise ValueError(f"{overlap[0]}: shares memory with {overlap[1]}: the average needs memory of its own")
+
+
+@lru_cache(maxsize=64)  # the same tensors come at every step, and looking took a third of the call
+def _overlap(target: tuple[tuple[int, int], ...], source: tuple[tuple[int, int], ...]) -> tuple[str, str] | None:
+    """Two tensors of which at least one is written, and that share a byte."""
+    spans = [(at, at + n, True, f"target[{k}]") for k, (at, n) in enumerate(target) if n]
+    spans += [(at, at + n, False, f"source[{k}]") for k, (at, n) in enumerate(source) if n]
+    furthest = {True: (0, ""), False: (0, "")}
+    for start, end, written, name in sorted(spans):
+        for other, (last, who) in furthest.items():
+            if start < last and (written or other):
+                return name, who
+        furthest[written] = max(furthest[written], (end, name))
+    return None
 
 
 def _is_dense(t: Tensor) -> bool:
