@@ -24,6 +24,7 @@ from ssl_kernels import (
     use_backend,
 )
 from ssl_kernels.compat import solo
+from ssl_kernels.compat.moco import MoCo
 
 N = 5  # rows of one process
 
@@ -145,6 +146,12 @@ def everything(rank: int, size: int) -> dict:
     q, k, _ = (z.float() for z in embed(shared["weight"], rank, size))
     bank(q, k)
     found["bank"] = {"bank": bank.memory_bank.bank, "bank_ptr": bank.memory_bank.bank_ptr}
+
+    torch.manual_seed(0)
+    moco = MoCo(lambda num_classes: torch.nn.Linear(4, num_classes), dim=3, K=2 * size * N)
+    torch.manual_seed(rank)  # the order in which images are shuffled is that of process 0
+    logits, _ = moco(q.detach(), k.detach())
+    found["moco"] = {"queue": moco.queue.T, "queue_ptr": moco.queue_ptr, "positives": logits[:, 0] * moco.T}
     return found
 
 
@@ -214,6 +221,18 @@ def test_a_bank_gets_the_keys_of_all_processes(found):
         assert answers["bank"]["bank_ptr"] == [len(keys)]
         bank = torch.tensor(answers["bank"]["bank"])[: len(keys)]
         torch.testing.assert_close(bank, F.normalize(keys, dim=1).float())
+
+
+def test_moco_shuffles_and_gathers_without_mixing_up_pairs(found):
+    torch.manual_seed(0)
+    alone = MoCo(lambda num_classes: torch.nn.Linear(4, num_classes), dim=3, K=2 * len(found) * N)
+    views = [[z.detach().float() for z in embed(leaves()["weight"], r, len(found))[:2]] for r in range(len(found))]
+    logits, _ = alone(*(torch.cat(parts) for parts in zip(*views, strict=True)))
+    for rank, answers in enumerate(found):
+        assert answers["moco"]["queue_ptr"] == alone.queue_ptr.tolist()
+        torch.testing.assert_close(torch.tensor(answers["moco"]["queue"]), alone.queue.T)
+        expected = logits[rank * N : (rank + 1) * N, 0].detach() * alone.T
+        torch.testing.assert_close(torch.tensor(answers["moco"]["positives"]), expected)
 
 
 def test_without_processes_gathering_changes_nothing():
