@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("questions", nargs="*", metavar="question", help=f"{', '.join(QUESTIONS)}; default: all")
     parser.add_argument("--loss", action="append", choices=PROBLEMS, help="again for more; default: all")
+    parser.add_argument("--at", type=int, metavar="N", help="only sizes of N samples")
     parser.add_argument("--quick", action="store_true", help="small sizes only, about two minutes; writes no results")
     parser.add_argument("--retained-heap", action="store_true", help="keep freed memory in the process (see README)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's")
@@ -34,6 +36,9 @@ def main() -> None:
     if options.readme:
         report.write_readme(folder)
         return
+    if options.at:
+        for name, problem in PROBLEMS.items():
+            PROBLEMS[name] = replace(problem, sizes=tuple(size for size in problem.sizes if size[0] == options.at))
     if options.retained_heap:
         retain_heap()
     torch.set_num_threads(options.threads)

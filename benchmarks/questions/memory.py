@@ -22,8 +22,8 @@ LARGEST_MATRIX = 4 << 30  # bytes of one float32 copy; where it is larger, only 
 def ask(losses: Collection[str] = PROBLEMS, quick: bool = False) -> Iterator[dict[str, Any]]:
     for loss in losses:
         problem = PROBLEMS[loss]
-        largest = (LARGEST_N, problem.sizes[-1][1])
-        sizes = problem.quick if quick else [size for size in problem.sizes if size[0] >= 1024] + [largest]
+        large = [size for size in problem.sizes if size[0] >= 1024]
+        sizes = problem.quick if quick else large + [(LARGEST_N, d) for _, d in large[-1:]]
         for n, d in sizes:
             for dtype in (torch.float32, torch.bfloat16):
                 for name in providers(loss, compiled=not quick and n <= 4096):
