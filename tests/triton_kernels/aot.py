@@ -10,6 +10,7 @@ multiplied in 32 bits) ends the run with status 1. TRITON_INTERPRET must not be 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -25,7 +26,18 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-from ssl_kernels.backends.triton_kernels import across, aligned, averaging, launch, pairwise, ring, tiles, within
+from ssl_kernels.backends.triton_kernels import (
+    across,
+    aligned,
+    averaging,
+    distances,
+    launch,
+    neighbours,
+    pairwise,
+    ring,
+    tiles,
+    within,
+)
 
 TABLE = Path(__file__).parents[2] / "docs" / "triton-aot.md"
 ARCHITECTURES = (80, 90, 100)
@@ -39,6 +51,7 @@ CONFIGURATIONS = (
     *(f"attend-{name}" for name in (*WIDTHS, "half-128-raw")),
     *(f"pairs-{name}" for name in WIDTHS),
     *(f"streams-{name}" for name in ("half-256", "split-256", "double-256")),
+    *(f"points-{name}" for name in ("half-128", "split-2", "split-128", "double-2")),
 )
 # What one block may take on the smallest chip of each generation: sm_86, sm_90, sm_100.
 SHARED_LIMIT = {80: 101_376, 90: 232_448, 100: 232_448}
@@ -125,6 +138,12 @@ def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) 
         across.attend_lse(x[:256], [y], scale, 1.0, 0, normalize)
     elif operation == "pairs":
         pairwise.pair_softplus(x, y, scale, scale, 1.0, 0, True)
+    elif operation == "points":
+        neighbours.nearest(x, y, 0, normalize)
+        for dof in (1.0, 3.0, math.inf):
+            args = [x, x], scale, 0.5, dof, 8192
+            neg, low = distances.student_lse(*args)
+            distances.student_lse_backward(neg, *args, neg, low)
     else:
         kept = aligned.cosine(x, x, 1e-8)
         aligned.cosine_backward(kept[0], x, x, *kept, 1e-8, True, True)
@@ -155,8 +174,10 @@ def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:
         faults.append("too much shared memory")
     if kernel.metadata.global_scratch_size:
         faults.append("scratch in global memory")
-    wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[arch] if tiles.DOUBLE not in name else "DMMA"
-    if is_sweep and wanted not in products:
+    wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[arch]
+    if tiles.DOUBLE in name:
+        wanted = "DMMA" if arch < 100 else ""  # triton has no float64 product for Blackwell's tensor cores
+    if is_sweep and wanted and wanted not in products:
         faults.append(f"no {wanted}")
     if function.__name__ == "average":
         if not re.search(r"LDG\.E\S*\.128", sass):

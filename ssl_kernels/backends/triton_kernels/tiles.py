@@ -94,12 +94,19 @@ EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
     (8, "softplus", SPLIT, 128): Tile(64, 64, 64, 128, 2, 8),
     (9, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),  # 132 KiB: whole rows, no tile computed twice
     (10, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),
+    (10, "forward", HALF, 128): Tile(64, 64, None, None, 3, 8),
     (10, "forward", HALF, 256): Tile(128, 64, 64, None, 3, 8),
+    (10, "forward", HALF, math.inf): Tile(128, 64, 64, None, 3, 8),
     (10, "forward", SPLIT, 128): Tile(64, 64, 32, None, 3, 4),  # under triton 3.6, and so the next
+    (10, "cross", HALF, 128): Tile(64, 64, None, None, 3, 8),
     (10, "cross", HALF, 256): Tile(128, 64, 64, None, 3, 8),
     (10, "cross", SPLIT, 128): Tile(64, 64, 32, None, 3, 4),
+    (10, "backward", HALF, 16): Tile(64, 64, None, None, 2, 8),
     (10, "backward", HALF, 256): Tile(64, 64, 64, 256, 3, 8),
+    (10, "backward", SPLIT, 128): Tile(64, 32, None, None, 2, 8),
     (10, "attend", HALF, 256): Tile(64, 64, 64, 256, 3, 8),
+    (10, "attend", DOUBLE, math.inf): Tile(32, 32, 16, 32, 2, 4),
+    (10, "softplus", DOUBLE, math.inf): Tile(32, 32, 16, 32, 2, 4),
 }
 
 
