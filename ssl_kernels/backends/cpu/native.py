@@ -19,7 +19,9 @@ def why_not() -> str | None:
     return _reason
 
 
-def numbers(x: Tensor, scale: Tensor | None, multiplier: float, normalize: bool) -> tuple[int, int, int, bool, float, int]:
+def numbers(
+    x: Tensor, scale: Tensor | None, multiplier: float, normalize: bool
+) -> tuple[int, int, int, bool, float, int]:
     """What every call says of its numbers: dtype, precision, width, whether to normalise, scale, threads."""
     factor = multiplier if scale is None else multiplier * scale.item()
     precision = _PRECISIONS[torch.get_float32_matmul_precision()]
