@@ -46,7 +46,7 @@ def uniformity_loss(x: Tensor, t: float = 2.0, *, backend: str | None = None) ->
     n = len(x)
     neg, _, top = self_lse([x], multiplier=2.0 * t, period=n, backend=backend)
     pairs = torch.full((), n * (n - 1), dtype=torch.float64, device=x.device)  # a tensor, so that any n is one graph
-    return torch.logsumexp(neg + (top - 2 * t), 0) - pairs.log()
+    return (torch.logsumexp(neg + (top - 2 * t), 0) - pairs.log()).to(neg.dtype)
 
 
 def uniformity_reference(x: Tensor, t: float = 2.0) -> Tensor:
