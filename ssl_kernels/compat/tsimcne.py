@@ -1,7 +1,7 @@
 """t-SimCNE's losses (``tsimcne/losses/infonce.py``): both views in one tensor, and a dictionary of results.
 
-Each returns ``loss``, ``ta`` (minus the mean logit of the positives: tempered alignment) and ``ru`` (half the sum of the
-two views' mean log-sum-exp: raw uniformity); ``loss = ta + ru``, with all its digits when the two nearly cancel.
+Each returns ``loss``, ``ta`` (minus the mean logit of the positives: tempered alignment) and ``ru`` (half the sum of
+the two views' mean log-sum-exp: raw uniformity); ``loss = ta + ru``, with all its digits when the two nearly cancel.
 
 ``temperature`` is what its authors call so: it divides cosines, and multiplies (squared) distances. Unlike there,
 distances come from differences instead of ``torch.cdist``, which loses those of close points to cancellation; float64

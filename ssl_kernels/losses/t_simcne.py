@@ -135,7 +135,7 @@ def _inputs(n: int, d: int, dof: float = 1.0, **tensor: Any) -> dict[str, Any]:
 
 def _trained(n: int, d: int, dof: float = 1.0, **tensor: Any) -> dict[str, Any]:
     z, noise = torch.randn(n, d, **tensor) / math.sqrt(d), torch.randn(n, d, **tensor) / math.sqrt(d)
-    return {"z1": 3 * z, "z2": 3 * z + 0.1 * noise, "temperature": 1.0, "dof": dof}
+    return {"z1": z, "z2": z + 0.1 * noise, "temperature": 1.0, "dof": dof}
 
 
 def _spec(name: str, dof: float, **rest: Any) -> LossSpec:
@@ -148,7 +148,7 @@ def _spec(name: str, dof: float, **rest: Any) -> LossSpec:
         trained=partial(_trained, dof=dof),
         features=("z1", "z2"),
         parameters=("temperature",),
-        temperatures=(0.005, 0.05, 0.25, 1.0, 2.0, 10.0),
+        temperatures=(0.05, 0.25, 1.0, 2.0, 10.0),  # the width of the kernel, where the points' spread is 1
         **rest,
     )
 

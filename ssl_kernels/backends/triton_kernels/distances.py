@@ -25,6 +25,8 @@ FURTHEST = tl.constexpr(1.0e37)
 
 # A tile of 64 x 64 distances takes 32 registers of each of 128 threads, what becomes of it as many again.
 TILE: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "enable_fp_fusion": True}
+# Backward, a Student-t's tile of that size would spill.
+TILE_BACK: dict[str, Any] = TILE | {"BLOCK_N": 32}
 # Up to this width the loop over the coordinates is unrolled.
 UNROLLED = 4
 VECTOR: dict[str, Any] = {"BLOCK": 1024, "num_warps": 4}
@@ -252,8 +254,8 @@ class Points:
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.z.device)
 
-    def tile(self) -> dict[str, Any]:
-        return {"KIND": self.kind, "WIDTH": self.width if self.width <= UNROLLED else 0, **TILE}
+    def constants(self) -> dict[str, Any]:
+        return {"KIND": self.kind, "WIDTH": self.width if self.width <= UNROLLED else 0}
 
 
 def student_lse(
@@ -262,7 +264,7 @@ def student_lse(
     with on_device(x[0]):
         p = Points(x, scale, multiplier, dof, period)
         neg, low = p.empty(p.rows), p.empty(p.rows)
-        forward[p.grid](p.z, *p.factors, neg, low, p.rows, period, p.width, **p.tile())
+        forward[p.grid](p.z, *p.factors, neg, low, p.rows, period, p.width, **p.constants(), **TILE)
     return neg, low
 
 
@@ -277,7 +279,9 @@ def student_lse_backward(
         weigh[(triton.cdiv(p.rows, VECTOR["BLOCK"]),)](
             neg, low, dneg.contiguous(), *p.factors, near, weight, p.rows, KIND=p.kind, **VECTOR
         )
-        backward[p.grid](p.z, *p.factors, near, weight, received, moments, p.rows, period, p.width, **p.tile())
+        backward[p.grid](
+            p.z, *p.factors, near, weight, received, moments, p.rows, period, p.width, **p.constants(), **TILE_BACK
+        )
         dfactor = -0.5 * p.slope * moments.sum()  # a pair was met from both its sides
         # d logit / d d2 = -T slope / u, d d2 / d z_i = 2 (z_i - z_j), and z_j has the same from its side
         factor = -2 * p.slope * multiplier * (1.0 if scale is None else scale.to(p.dtype).reshape(()))
