@@ -33,11 +33,12 @@ def _views(features: Tensor) -> list[Tensor]:
 
 
 def _results(neg: Tensor, pos: Tensor, top: Tensor | float) -> dict[str, Tensor]:
-    return {
+    results = {
         "loss": F.softplus(neg - pos, 1.0, 40.0).mean(),
         "ta": -(pos + top).mean(),
-        "ru": (torch.logaddexp(neg, pos) + top).mean(),
+        "ru": (torch.logaddexp(neg.to(pos.dtype), pos) + top).mean(),
     }
+    return {name: value.to(neg.dtype) for name, value in results.items()}
 
 
 class InfoNCECosine(nn.Module):

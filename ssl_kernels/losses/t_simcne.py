@@ -59,20 +59,20 @@ def t_simcne_loss(
     scale, multiplier = _as_scale(temperature, z1)
     neg, pos = negatives_and_positives(z1, z2, scale, multiplier, dof, backend)
     # log of one over the positive's share: exact where that share rounds to one. Linear above 40.
-    return F.softplus(neg - pos, 1.0, 40.0).mean()
+    return F.softplus(neg - pos, 1.0, 40.0).mean().to(neg.dtype)
 
 
 def negatives_and_positives(
     z1: Tensor, z2: Tensor, scale: Tensor | None, multiplier: float, dof: float, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits of every row: log-sum-exp over its negatives ``[2, N]``, and its positive's ``[N]``, both ways."""
+    """Logits of every row: log-sum-exp over its negatives ``[2, N]``, and its positive's ``[N]``, in float64."""
     n = len(z1)
     # both parts of a gradient are summed up before they are rounded to 16 bits: they nearly cancel
     wide = torch.promote_types(accumulate_dtype(z1.dtype), accumulate_dtype(z2.dtype))
     z1, z2 = z1.to(wide), z2.to(wide)
     neg = student_lse([z1, z2], scale, multiplier, dof=dof, period=n, backend=backend)
     d2 = (z1 - z2).square().sum(1)
-    return neg.view(2, n), _log_kernel(d2 * as_factor(scale, multiplier, z1), dof)
+    return neg.view(2, n), _log_kernel(d2.double() * as_factor(scale, multiplier, z1), dof)
 
 
 def _log_kernel(d2: Tensor, dof: float) -> Tensor:

@@ -26,6 +26,7 @@ FURTHEST = tl.constexpr(1.0e37)
 # A tile of 64 x 32 distances takes 16 registers of each of 128 threads, what becomes of it up to 140 more; with 64 x 64
 # the Student-t's backward spills.
 TILE: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "enable_fp_fusion": True}
+TILE_DOUBLE: dict[str, Any] = TILE | {"BLOCK_M": 32, "BLOCK_N": 16}  # correct, not tuned
 # Up to this width the loop over the coordinates is unrolled.
 UNROLLED = 4
 VECTOR: dict[str, Any] = {"BLOCK": 1024, "num_warps": 4}
@@ -247,13 +248,14 @@ class Points:
         self.factors = scale, multiplier, 1.0 if math.isinf(dof) else dof  # a Gaussian's kernels do not read it
         self.slope = 1.0 if math.isinf(dof) else (dof + 1) / dof  # of the logits over -T, at the nearest
         self.kind = (CAUCHY if dof == 1 else GAUSSIAN if math.isinf(dof) else STUDENT).value
-        self.grid = (triton.cdiv(self.rows, TILE["BLOCK_M"]),)
+        self.tile = TILE_DOUBLE if self.dtype == torch.float64 else TILE
+        self.grid = (triton.cdiv(self.rows, self.tile["BLOCK_M"]),)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.z.device)
 
     def constants(self) -> dict[str, Any]:
-        return {"KIND": self.kind, "WIDTH": self.width if self.width <= UNROLLED else 0}
+        return {"KIND": self.kind, "WIDTH": self.width if self.width <= UNROLLED else 0, **self.tile}
 
 
 def student_lse(
@@ -262,7 +264,7 @@ def student_lse(
     with on_device(x[0]):
         p = Points(x, scale, multiplier, dof, period)
         neg, low = p.empty(p.rows), p.empty(p.rows)
-        forward[p.grid](p.z, *p.factors, neg, low, p.rows, period, p.width, **p.constants(), **TILE)
+        forward[p.grid](p.z, *p.factors, neg, low, p.rows, period, p.width, **p.constants())
     return neg, low
 
 
@@ -277,9 +279,7 @@ def student_lse_backward(
         weigh[(triton.cdiv(p.rows, VECTOR["BLOCK"]),)](
             neg, low, dneg.contiguous(), *p.factors, near, weight, p.rows, KIND=p.kind, **VECTOR
         )
-        backward[p.grid](
-            p.z, *p.factors, near, weight, received, moments, p.rows, period, p.width, **p.constants(), **TILE
-        )
+        backward[p.grid](p.z, *p.factors, near, weight, received, moments, p.rows, period, p.width, **p.constants())
         dfactor = -0.5 * p.slope * moments.sum()  # a pair was met from both its sides
         # d logit / d d2 = -T slope / u, d d2 / d z_i = 2 (z_i - z_j), and z_j has the same from its side
         factor = -2 * p.slope * multiplier * (1.0 if scale is None else scale.to(p.dtype).reshape(()))

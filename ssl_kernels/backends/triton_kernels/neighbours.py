@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_kernels.backends.triton_kernels.streams import on_device
 
 TILE: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+TILE_DOUBLE: dict[str, Any] = TILE | {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16}  # correct, not tuned
 
 # Up to this width in float64: unit rows in few dimensions lie close together, their products differ in digits that
 # float32 does not have.
@@ -55,10 +56,11 @@ def nearest(x: Tensor, y: Tensor, skip: int | None, normalize: bool) -> Tensor:
     index = torch.empty(len(x), dtype=torch.int64, device=x.device)
     z = _rows(x, normalize)
     w = z if y is x else _rows(y, normalize)
-    precision = "ieee" if z.dtype == torch.float64 else "tf32x3"
+    double = z.dtype == torch.float64
+    precision, tile = ("ieee", TILE_DOUBLE) if double else ("tf32x3", TILE)
     with on_device(x):
-        search[(triton.cdiv(len(x), TILE["BLOCK_M"]),)](
-            z, w, index, len(x), len(y), skip, x.shape[1], PRECISION=precision, **TILE
+        search[(triton.cdiv(len(x), tile["BLOCK_M"]),)](
+            z, w, index, len(x), len(y), skip, x.shape[1], PRECISION=precision, **tile
         )
     return index
 
