@@ -90,7 +90,7 @@ EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
     (8, "forward", HALF, 128): Tile(64, 64, None, None, 3, 4),  # under triton 3.7
     (8, "forward", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
     (8, "cross", HALF, 128): Tile(64, 64, None, None, 3, 4),
-    (8, "cross", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
+    (8, "cross", SPLIT, 128): Tile(128, 64, 32, None, 3, 8),
     (8, "softplus", SPLIT, 128): Tile(64, 64, 64, 128, 2, 8),
     (9, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),  # 132 KiB: whole rows, no tile computed twice
     (10, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),
