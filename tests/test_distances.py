@@ -106,7 +106,10 @@ def test_value_and_gradients(place, dtype, dof, n, d):
             assert torch.equal(value.double(), truth[name])
         else:
             own = max(wide, torch.finfo(dtype).eps) if name == "x" else wide
-            assert relative_error(value, truth[name]) < 20 * own
+            error = relative_error(value, truth[name])
+            if name == "neg":  # the logarithm of a sum of many may be nearly 0, what it is made of is not
+                error *= min(1.0, truth[name].abs().mean().item())
+            assert error < 20 * own
 
 
 @pytest.fixture(params=["default", *(native.C.isas()[1:] if native.C is not None else ())])

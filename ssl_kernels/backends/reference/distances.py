@@ -12,7 +12,8 @@ from ssl_kernels.backends.reference.within import same_sample
 
 def _logits(x, scale, multiplier, dof, period):
     """The points, T (NaN for a negative one), the squared distances and the logits, -inf between rows of one sample."""
-    z, _ = unit(x, False)
+    # float64 where the device has it: the two parts of the gradients nearly cancel
+    z, _ = unit(x if x[0].device.type == "mps" else [t.double() for t in x], False)
     factor = as_factor(scale, multiplier, z)
     factor = torch.where(factor >= 0, factor, torch.nan)
     d2 = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -21,14 +22,15 @@ def _logits(x, scale, multiplier, dof, period):
 
 
 def student_lse(x, scale, multiplier, dof, period):
-    neg = _logits(x, scale, multiplier, dof, period)[-1].logsumexp(1)
-    return neg, torch.zeros_like(neg)
+    exact = _logits(x, scale, multiplier, dof, period)[-1].logsumexp(1)
+    neg = exact.to(torch.float64 if x[0].dtype == torch.float64 else torch.float32)
+    return neg, torch.where(neg.isinf(), 0.0, exact - neg).to(neg.dtype)
 
 
 def student_lse_backward(dneg, x, scale, multiplier, dof, period, neg, low):
     z, factor, d2, s = _logits(x, scale, multiplier, dof, period)
     # a row without negatives (neg = -inf) has nobody to send a gradient to
-    p = torch.where(neg[:, None] == float("-inf"), 0.0, ((s - neg[:, None]) - low[:, None]).exp())
+    p = torch.where(neg[:, None] == float("-inf"), 0.0, s.softmax(1))
     slope = 1.0 if math.isinf(dof) else (dof + 1) / (dof + 2 * factor * d2)  # of the logits, over -T
     dd2 = dneg[:, None] * p * slope
     dfactor = -(dd2 * d2).sum()
