@@ -30,7 +30,15 @@ from ssl_kernels.losses.classes import check_labels, class_sizes, class_sums, de
 from ssl_kernels.losses.gather import gather_rows
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_factor, as_logit_bias, as_logit_scale
-from ssl_kernels.ops import accumulate_dtype, check_not_empty, check_pairs, check_rows, check_width, cross_lse
+from ssl_kernels.ops import (
+    accumulate_dtype,
+    check_not_empty,
+    check_pairs,
+    check_rows,
+    check_width,
+    cross_lse,
+    mean_log_share,
+)
 
 __all__ = ["ClipLoss", "clip_loss", "clip_reference"]
 
@@ -89,18 +97,13 @@ def clip_loss(
         loss = loss.to(accumulate_dtype(image_features.dtype))
     else:
         own = columns.neg[offset : offset + len(image_features)]
-        loss = (_head(rows.neg, rows.pos) + _head(own, columns.pos)) / 2
+        loss = (mean_log_share(rows.neg, rows.pos) + mean_log_share(own, columns.pos)) / 2
     return _unseen(loss, logit_bias)
 
 
 def _unseen(loss: Tensor, logit_bias: float | Tensor | None) -> Tensor:
     """``loss``, with ``logit_bias`` in its graph."""
     return loss if logit_bias is None else loss + 0.0 * as_logit_bias(logit_bias, loss).to(loss.dtype).reshape(())
-
-
-def _head(neg: Tensor, pos: Tensor) -> Tensor:
-    # log of one over the positive's share: exact where that share rounds to one. Linear above 40.
-    return F.softplus(neg - pos, 1.0, 40.0).mean()
 
 
 def _by_classes(x: Tensor, y: Tensor, lse_x: Tensor, lse_y: Tensor, classes: Tensor, factor: Tensor) -> Tensor:
@@ -230,7 +233,7 @@ class ClipLoss(nn.Module):
         terms = []
         for x, y in ((image_features, texts), (text_features, images)):
             rows, _ = cross_lse(x, [y], scale, multiplier, offset=offset, normalize=False, backend=self.backend)
-            terms.append(_head(rows.neg, rows.pos))
+            terms.append(mean_log_share(rows.neg, rows.pos))
         return _unseen((terms[0] + terms[1]) / 2, logit_bias)
 
     def gathered(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:

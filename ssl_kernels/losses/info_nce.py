@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.sphere import EPS, unit_rows
 from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
-from ssl_kernels.ops import FLOATS, accumulate_dtype, check_alike, check_pairs, check_width, cosine, cross_lse
+from ssl_kernels.ops import (
+    FLOATS,
+    accumulate_dtype,
+    check_alike,
+    check_pairs,
+    check_width,
+    cosine,
+    cross_lse,
+    mean_log_share,
+)
 
 __all__ = ["InfoNCELoss", "info_nce_loss", "info_nce_reference"]
 
@@ -65,7 +74,7 @@ def info_nce_loss(
     scale, multiplier = as_scale(temperature, query)
     if negatives is None:
         rows, _ = cross_lse(query, [positive], scale, multiplier, offset=offset, normalize=normalize, backend=backend)
-        return F.softplus(rows.neg - rows.pos, 1.0, 40.0).mean()
+        return mean_log_share(rows.neg, rows.pos)
     # Autocast lets dtypes differ. Widened here, once, the two parts of a gradient meet before they are rounded.
     query, positive = (t.to(torch.promote_types(t.dtype, negatives.dtype)) for t in (query, positive))
     factor = as_factor(scale, multiplier, query)

@@ -24,7 +24,7 @@ from ssl_kernels.losses.info_nce import info_nce_loss
 from ssl_kernels.losses.memory_bank import MemoryBank
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_scale, check_temperature
-from ssl_kernels.ops import check_views, self_lse, softplus_mean
+from ssl_kernels.ops import check_views, mean_log_share, self_lse, softplus_mean
 
 __all__ = ["NTXentLoss", "nt_xent_loss", "nt_xent_reference"]
 
@@ -75,7 +75,7 @@ def nt_xent_loss(
     else:
         return softplus_mean(views, scale, multiplier, period=z1.shape[0], backend=backend)
     if len(pos) == 1:
-        return F.softplus(neg - pos, 1.0, 40.0).mean()
+        return mean_log_share(neg, pos)
     return (torch.logsumexp(torch.cat([neg[None], pos]), 0) - pos).mean()
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_factor, as_scale, check_temperature
-from ssl_kernels.ops import accumulate_dtype, check_views, student_lse
+from ssl_kernels.ops import accumulate_dtype, check_views, mean_log_share, student_lse
 
 __all__ = ["TSimCNELoss", "t_simcne_loss", "t_simcne_reference"]
 
@@ -58,8 +58,7 @@ def t_simcne_loss(
     check_views([z1, z2])
     scale, multiplier = _as_scale(temperature, z1)
     neg, pos = negatives_and_positives(z1, z2, scale, multiplier, dof, backend)
-    # log of one over the positive's share: exact where that share rounds to one. Linear above 40.
-    return F.softplus(neg - pos, 1.0, 40.0).mean().to(neg.dtype)
+    return mean_log_share(neg, pos).to(neg.dtype)
 
 
 def negatives_and_positives(

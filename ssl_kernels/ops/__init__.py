@@ -23,7 +23,7 @@ from ssl_kernels.ops.distances import student_lse
 from ssl_kernels.ops.neighbours import nearest
 from ssl_kernels.ops.pairwise import pair_softplus
 from ssl_kernels.ops.ring import enqueue_
-from ssl_kernels.ops.within import self_lse, softplus_mean
+from ssl_kernels.ops.within import mean_log_share, self_lse, softplus_mean
 
 __all__ = [
     "FLOATS",
@@ -40,6 +40,7 @@ __all__ = [
     "cosine",
     "cross_lse",
     "enqueue_",
+    "mean_log_share",
     "nearest",
     "pair_softplus",
     "self_lse",

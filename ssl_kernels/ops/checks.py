@@ -82,6 +82,18 @@ def check_parts(name: str, parts: Sequence[Tensor], first_name: str, first: Tens
     return rows
 
 
+def check_matrix(x: Tensor, y: Sequence[Tensor], offset: int | None) -> int:
+    """Rows ``x`` against columns ``y``, the positive of row 0 at column ``offset``; returns how many columns."""
+    check_rows("x", x)
+    check_not_empty("x", x)
+    columns = check_parts("y", y, "x", x)
+    if offset is not None and not 0 <= offset <= columns - x.shape[0]:
+        raise ValueError(
+            f"offset: expected 0 to {columns - x.shape[0]} for {x.shape[0]} rows and {columns} columns, got {offset}"
+        )
+    return columns
+
+
 def check_number(name: str, t: Tensor | None, first_name: str, first: Tensor) -> None:
     """None, or one floating-point element on the features' device."""
     if t is None:

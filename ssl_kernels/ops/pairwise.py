@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ssl_kernels import backends
-from ssl_kernels.ops.checks import accumulate_dtype, check_number, check_parts, check_rows
+from ssl_kernels.ops.checks import accumulate_dtype, check_matrix, check_number
 from ssl_kernels.ops.library import below_autograd, define, once, plain
 
 
@@ -50,14 +50,7 @@ def pair_softplus(
 
 
 def _check(x, y, scale, bias, offset) -> None:
-    check_rows("x", x)
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"x: expected at least one row and one column, got shape {tuple(x.shape)}")
-    count = check_parts("y", [y], "x", x)
-    if offset is not None and not 0 <= offset <= count - x.shape[0]:
-        raise ValueError(
-            f"offset: expected 0 to {count - x.shape[0]} for {x.shape[0]} rows and {count} columns, got {offset}"
-        )
+    check_matrix(x, [y], offset)
     check_number("scale", scale, "x", x)
     check_number("bias", bias, "x", x)
 

@@ -91,11 +91,12 @@ def softplus_mean(
             return _AtOnce.apply(True, *arguments, *x)
         return torch.ops.ssl_kernels.softplus_mean(list(x), *arguments)[0]
     neg, pos, _ = self_lse(x, scale, multiplier, period=period, backend=backend)
-    return _head(neg, pos)
+    return mean_log_share(neg, pos)
 
 
-def _head(neg: Tensor, pos: Tensor) -> Tensor:
-    # log of one over the positive's share: exact where that share rounds to one. Linear above 40.
+def mean_log_share(neg: Tensor, pos: Tensor) -> Tensor:
+    """Mean logarithm of one over the positive's share of its row: exact where that share rounds to one."""
+    # linear above 40
     return F.softplus(neg - pos, 1.0, 40.0).mean()
 
 
@@ -145,7 +146,7 @@ def _softplus_mean(x, scale, multiplier, period, backend):
     neg, pos, top = serve.self_lse(x, scale, multiplier, period, True)
     share = torch.sigmoid(neg - pos) / pos.numel()
     dx, dscale = serve.self_lse_backward(share.sum(0), -share, x, scale, multiplier, period, True, neg, top)
-    return _head(neg, pos), dscale, dx
+    return mean_log_share(neg, pos), dscale, dx
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
