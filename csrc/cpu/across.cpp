@@ -243,8 +243,8 @@ template <class T> class Across : Engine<T> {
     double most = 0;
     for (int64_t first = 0; first < w.all; first += 512) {
       w.pack(s, first);
-      for (int64_t j = 0; j < w.side.padded && first + j < w.side.rows; ++j)
-        most = w.side.norm[j] <= most ? most : double(w.side.norm[j]);
+      const double here = this->longest(w.side);
+      most = here <= most ? most : here;
     }
     return most;
   }

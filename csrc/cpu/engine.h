@@ -78,11 +78,12 @@ template <class T> class Engine {
 
   size_t cells(const Side<T>& side) const { return size_t(s_.chunks) * side.padded * kernels_.panel; }
 
-  // An upper bound of a side's norms.
+  // An upper bound of the norms of a side's packed rows.
   double longest(const Side<T>& side) const {
     if (s_.normalize) return 1;
     double most = 0;
-    for (int64_t i = 0; i < side.rows; ++i) most = side.norm[i] <= most ? most : double(side.norm[i]);  // NaN is long
+    const int64_t packed = std::min(side.padded, side.rows - side.first);
+    for (int64_t i = 0; i < packed; ++i) most = side.norm[i] <= most ? most : double(side.norm[i]);  // NaN is long
     return most;
   }
 
