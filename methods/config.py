@@ -38,10 +38,12 @@ class Config:
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 256
-    """Images per optimiser step."""
+    """Images per optimiser step, of all processes together."""
     accumulate: int = 1
-    """Cut each batch into this many micro-batches and add up their gradients. Each micro-batch has its own loss, so
-    negatives come from batch_size / accumulate images only: less memory, but not the same loss as the whole batch."""
+    """Cut each process's share of a batch into this many micro-batches and add up their gradients. Each micro-batch has
+    its own loss, among its own images only: less memory, but not the loss of the whole batch, unless --grad-cache."""
+    grad_cache: bool = False
+    """With --accumulate: one loss of the whole batch, with its exact gradient. Embeds every image twice."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     """LARS is for batches of thousands."""
     lr: float = 2e-3
@@ -52,8 +54,15 @@ class Config:
     """Of SGD and LARS; AdamW's first beta."""
     warmup_epochs: float = 1.0
     """Epochs until the highest learning rate."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast. On a CPU without AMX it is slower than fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, fp16: autocast, fp16 with scaled gradients. On a CPU without AMX they are slower than fp32."""
+    compile: bool = False
+    """torch.compile the encoder: worth its minute on a GPU."""
+    sync_batch_norm: bool = True
+    """Of several processes, batch norms take the statistics of the whole batch, as one process does."""
+    bn_groups: int = 1
+    """Batch norms take their statistics from so many parts of a batch, each its own, as so many processes would that do
+    not share them."""
     channels_last: bool = True
     """Memory layout of images and kernels."""
     device: str = "auto"
@@ -123,9 +132,9 @@ class Config:
         return json.loads(json.dumps(asdict(self), default=str))
 
 
-def check(config: Config) -> None:
+def check(config: Config, processes: int) -> None:
     """Raises ValueError for settings that no run can have, naming the argument, what came and what was expected."""
-    for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every", "knn_k", "width"):
+    for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every", "knn_k", "width", "bn_groups"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
     for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "knn_every", "threads", "jitter"):
@@ -140,7 +149,12 @@ def check(config: Config) -> None:
         raise ValueError(f"views: expected at least 2, got {config.views}")
     if config.view_size is not None and config.view_size < 4:
         raise ValueError(f"view_size: expected at least 4 pixels, got {config.view_size}")
-    if config.batch_size % config.accumulate:
-        raise ValueError(f"accumulate: expected a divisor of batch_size {config.batch_size}, got {config.accumulate}")
-    if config.batch_size // config.accumulate < 2:
-        raise ValueError(f"batch_size: expected at least 2 images per micro-batch, got {config.batch_size}")
+    parts = processes * config.accumulate
+    if config.batch_size % parts:
+        wanted = f"a multiple of {processes} processes x {config.accumulate} micro-batches"
+        raise ValueError(f"batch_size: expected {wanted}, got {config.batch_size}")
+    if config.batch_size // parts < 2 * config.bn_groups:
+        wanted = f"at least 2 images in each of {parts * config.bn_groups} parts"
+        raise ValueError(f"batch_size: expected {wanted}, got {config.batch_size}")
+    if config.grad_cache and config.accumulate == 1:
+        raise ValueError("grad_cache: expected accumulate of at least 2, or there is nothing to cache")

@@ -14,11 +14,13 @@ CHUNK = 1024
 
 
 @torch.no_grad()
-def features_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """``model`` in evaluation mode over uint8 images, float32 on the device."""
+def features_of(
+    model: nn.Module, images: Tensor, device: torch.device, embed: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """``model``, or a method ``embed`` of it, in evaluation mode over uint8 images; float32 on the device."""
     was_training = model.training
     model.eval()
-    out = [model(as_float(part.to(device))).float() for part in images.split(CHUNK)]
+    out = [(embed or model)(as_float(part.to(device))).float() for part in images.split(CHUNK)]
     model.train(was_training)
     return torch.cat(out)
 

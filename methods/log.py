@@ -15,11 +15,12 @@ class Log:
 
     A resumed run goes through the steps since its checkpoint a second time, to the same numbers: the lines of those
     that are there already are not repeated. Only a last line cut short by a kill is dropped, to be written again.
-    TensorBoard, which buffers, is told to forget what it has from ``start`` on.
+    TensorBoard, which buffers, is told to forget what it has from ``start`` on. Of several
+    processes one writes, the others are ``mute``.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool, start: int = 0) -> None:
-        path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, tensorboard: bool, start: int = 0, mute: bool = False) -> None:
+        path = Path(os.devnull) if mute else folder / "metrics.jsonl"
         self.written = set()
         if path.exists():
             whole = path.read_bytes()
@@ -30,7 +31,7 @@ class Log:
             self.written = {(r["kind"], r["step"]) for r in map(json.loads, complete.splitlines())}
         self.file = open(path, "a")  # noqa: SIM115 - closed by __exit__
         self.board = None
-        if tensorboard and importlib.util.find_spec("tensorboard") is not None:
+        if tensorboard and not mute and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from methods import config
+from methods.batch import Batch
 from methods.encoders import Encoder
 from methods.heads import SimCLRProjectionHead
+from methods.processes import world_size
 from ssl_kernels import NTXentLoss
 
 
@@ -31,12 +33,16 @@ class SimCLR(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = SimCLRProjectionHead(encoder.dim, encoder.dim, config.projection_dim)
-        self.criterion = NTXentLoss(config.temperature, backend=config.backend)
+        everywhere = world_size() > 1
+        self.criterion = NTXentLoss(config.temperature, gather_distributed=everywhere, backend=config.backend)
 
     def embed(self, images: Tensor) -> Tensor:
         h = self.encoder(images)
         return self.head(h)
 
-    def loss(self, views: list[Tensor]) -> Tensor:
-        z = self.embed(torch.cat(views))
-        return self.criterion(*z.chunk(len(views)))
+    def forward(self, batch: Batch) -> list[Tensor]:
+        z = self.embed(torch.cat(batch.views))
+        return list(z.chunk(len(batch.views)))
+
+    def loss(self, z: list[Tensor], batch: Batch) -> Tensor:
+        return self.criterion(*z)

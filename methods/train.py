@@ -1,8 +1,16 @@
-"""The one training loop.
+"""The one training loop, for one process or those of ``torchrun``.
+
+What it asks of a method stands in :mod:`methods`. A step is
+
+    embeddings = method(batch)                     for each micro-batch; a list of tensors, one row a sample
+    loss       = method.loss(embeddings, batch)    for each micro-batch, or once for the whole batch (--grad-cache)
+    optimizer.step()
+    method.after_step(step, total)                 where there is one: momentum encoders
 
 Everything random in a step (order of the images, augmentations, dropout) is drawn from a seed that is a function of the
-run's seed and of the position. So a checkpoint needs no generator state, evaluations cannot disturb training, and a run
-that was killed goes on from its last checkpoint to the very weights it would have reached.
+run's seed and of the position: the step, and the micro-batch among those of all processes. So a checkpoint needs no
+generator state, evaluations cannot disturb training, a run that was killed goes on from its last checkpoint to the very
+weights it would have reached, and two processes see what one sees in two micro-batches.
 """
 
 from __future__ import annotations
@@ -10,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +27,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from methods.augment import Augment
+from methods.batch import Batch
 from methods.checkpoint import load_checkpoint, save_checkpoint
 from methods.config import FREE, Config, check
 from methods.data import load_data
-from methods.encoders import build_encoder
+from methods.encoders import Encoder, build_encoder
 from methods.evaluate import accuracy, collapse_monitor, features_of, knn_scores, linear_probe
+from methods.gradient import Gradient
 from methods.log import Log
+from methods.norms import split, synchronised
 from methods.optim import build_optimizer
+from methods.processes import device_of, mean_over_processes, processes, rank, world_size
 from methods.schedule import warmup_cosine
 from methods.seeds import seed_of
 
@@ -33,9 +46,9 @@ MONITORED = 1024
 
 def train(method_class: type[nn.Module], config: Config) -> dict[str, Any]:
     """Trains a method as ``config`` says; returns the results, which also stand in ``results.json`` in its folder."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), processes(config.device):
         run = Run(method_class, config)
-        with Log(run.folder, config.tensorboard, run.step) as log:
+        with Log(run.folder, config.tensorboard, run.step, mute=rank() > 0) as log:
             run.fit(log)
             return run.finish(log)
 
@@ -44,19 +57,23 @@ class Run:
     """Everything a run owns: data, method, optimiser, its folder, and how far it is."""
 
     def __init__(self, method_class: type[nn.Module], config: Config) -> None:
-        check(config)
+        check(config, world_size())
         self.config = config
         self.name = method_class.__name__.lower()
         self.folder = config.out or Path("runs") / self.name
         self.checkpoint = self.folder / "checkpoint.pt"
+        self.shows = config.progress and rank() == 0
         if self.checkpoint.exists() and not config.resume:
             raise ValueError(f"out: {self.folder} holds a run; --resume goes on with it, another --out starts one")
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
         self.data = load_data(
-            config.data, image_size=config.image_size, skip_broken=config.skip_broken, progress=config.progress
+            config.data, image_size=config.image_size, skip_broken=config.skip_broken, progress=self.shows
         )
+        for needed in getattr(method_class, "needs", ()):
+            if getattr(self.data.train, needed) is None:
+                raise ValueError(f"data: expected {needed} in {config.data!r}, without which {self.name} cannot learn")
         if config.batch_size > len(self.data.train):
             have = len(self.data.train)
             raise ValueError(f"batch_size: expected at most the {have} training images, got {config.batch_size}")
@@ -69,16 +86,30 @@ class Run:
         encoder = build_encoder(
             config.encoder, self.data.image_size, mean, std, channels_last=config.channels_last, width=config.width
         )
-        self.method = method_class(encoder, config).to(self.device)
+        method = method_class(encoder, config).to(self.device)
+        if config.sync_batch_norm and world_size() > 1:
+            method = synchronised(method, self.device)
+        elif config.bn_groups > 1:
+            method = split(method, config.bn_groups)
+        self.method = method
         self.augment = Augment(config, self.data.image_size, self.data.channels)
         self.optimizer = build_optimizer(
             config.optimizer, self.method, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
         )
+        self.gradient = Gradient(method, self.device, config.precision, config.grad_cache)
         self.epoch = 0
         if self.checkpoint.exists():
             self._restore(load_checkpoint(self.checkpoint))
+        if config.compile:
+            for module in method.modules():
+                if isinstance(module, Encoder):
+                    module.compile()
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.json").write_text(json.dumps({"method": self.name, **config.as_dict()}, indent=2) + "\n")
+        if rank() == 0:
+            (self.folder / "config.json").write_text(json.dumps(self._settings(), indent=2) + "\n")
+
+    def _settings(self) -> dict[str, Any]:
+        return {"method": self.name, "processes": world_size(), **self.config.as_dict()}
 
     @property
     def step(self) -> int:
@@ -89,14 +120,14 @@ class Run:
     def fit(self, log: Log) -> None:
         """From ``self.epoch`` to the last one. A checkpoint stands for everything before the epoch in it."""
         config, started, news = self.config, time.perf_counter(), ""
-        with tqdm(total=self.total, initial=self.step, disable=not config.progress, unit="step") as bar:
+        with tqdm(total=self.total, initial=self.step, disable=not self.shows, unit="step") as bar:
             for epoch in range(self.epoch, config.epochs):
                 for k, rows in enumerate(self._order(epoch)):
                     step = epoch * self.steps_per_epoch + k
                     loss = self._step(step, rows)
                     bar.update()
                     if step % config.log_every == 0 or step == self.total - 1:
-                        value = loss.item()
+                        value = mean_over_processes(loss).item()
                         if not math.isfinite(value):
                             raise ValueError(f"loss: expected a finite number, got {value} in step {step}; lower --lr?")
                         lr = self.optimizer.param_groups[0]["lr"]
@@ -104,6 +135,8 @@ class Run:
                         bar.set_postfix_str(f"loss {value:.3f} {news}")
                 self.epoch = epoch + 1
                 last = self.epoch == config.epochs
+                if rank() > 0:
+                    continue
                 if not last and config.knn_every and self.epoch % config.knn_every == 0:
                     values = self.evaluate()
                     log("eval", self.step, epoch=self.epoch, **values)
@@ -119,22 +152,27 @@ class Run:
         return list(order[: self.steps_per_epoch * self.config.batch_size].split(self.config.batch_size))
 
     def _step(self, step: int, rows: Tensor) -> Tensor:
-        """One optimiser step; returns the loss, not waited for."""
-        config = self.config
-        torch.manual_seed(seed_of(config.seed, "step", step))
+        """One optimiser step; returns the loss of this process, not waited for."""
+        config, scaler = self.config, self.gradient.scaler
         factor = warmup_cosine(step, self.total, self.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        for part in rows.chunk(config.accumulate):
-            views = self.augment(self.data.train.images[part].to(self.device), config.views)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = self.method.loss(views) / config.accumulate
-            loss.backward()
-            total += loss.detach()
-        self.optimizer.step()
-        return total
+        numbered = list(enumerate(rows.chunk(world_size() * config.accumulate)))
+        mine = numbered[rank() * config.accumulate :][: config.accumulate]
+        loss = self.gradient.of([partial(self._batch, step, number, part) for number, part in mine])
+        scaler.step(self.optimizer)
+        scaler.update()
+        if hasattr(self.method, "after_step"):
+            self.method.after_step(step, self.total)
+        return loss
+
+    def _batch(self, step: int, number: int, rows: Tensor) -> Batch:
+        """Micro-batch ``number`` of a step, of all processes': the same one, and the same dropout, at every call."""
+        torch.manual_seed(seed_of(self.config.seed, "step", step + number * self.total))
+        data = self.data.train
+        views = self.augment(data.images[rows].to(self.device), self.config.views)
+        return Batch(views, None if data.labels is None else data.labels[rows].to(self.device))
 
     # -------------------------------------------------------------------------------------------------- evaluation
     def evaluate(self, probe: bool = False) -> dict[str, float]:
@@ -150,6 +188,11 @@ class Run:
             scores = knn_scores(queries, bank, labels, classes, config.knn_k, config.knn_temperature)
             values["knn"] = accuracy(scores, data.test.labels.to(self.device))
             if probe:
+                z_bank, z_queries = (
+                    features_of(self.method, s.images, self.device, self.method.embed) for s in (data.train, data.test)
+                )
+                scores = knn_scores(z_queries, z_bank, labels, classes, config.knn_k, config.knn_temperature)
+                values["knn_of_projection"] = accuracy(scores, data.test.labels.to(self.device))
                 values["linear_probe"] = linear_probe(bank, data.train.labels, queries, data.test.labels)
         torch.manual_seed(seed_of(config.seed, "monitor"))
         views = self.augment(data.test.images[:MONITORED].to(self.device))
@@ -162,6 +205,8 @@ class Run:
 
     def finish(self, log: Log) -> dict[str, Any]:
         """The final evaluation, logged and written to ``results.json``."""
+        if rank() > 0:
+            return {}
         values = self.evaluate(self.config.linear_probe)
         log("eval", self.step, epoch=self.epoch, **values)
         results = {"method": self.name, "data": self.data.name, "epochs": self.epoch, **values}
@@ -172,18 +217,19 @@ class Run:
     def _save(self) -> None:
         state = {
             "method": self.name,
-            "config": self.config.as_dict(),
+            "config": self._settings(),
             "data": self.data.fingerprint(),
             "epoch": self.epoch,
             "model": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.gradient.scaler.state_dict(),
         }
         save_checkpoint(self.checkpoint, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["method"] != self.name:
             raise ValueError(f"resume: expected a checkpoint of {self.name} in {self.folder}, got {state['method']}")
-        mine = self.config.as_dict()
+        mine = self._settings()
         other = [
             f"{k} {state['config'].get(k)} (now {mine.get(k)})"
             for k in sorted(mine.keys() | state["config"].keys())
@@ -196,19 +242,8 @@ class Run:
             raise ValueError(f"resume: expected the training images of the run in {self.folder} ({wanted}), got {got}")
         self.method.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.gradient.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device: expected auto, cpu or a GPU that is here, got {name!r}: {reason}") from error
-    return device
 
 
 def _since(start: float) -> float:

@@ -131,21 +131,16 @@ def test_another_seed_is_another_run(settings: Callable, tmp_path: Path):
 def test_accumulated_gradients_are_the_mean_over_the_micro_batches(settings: Callable):
     run = Run(SimCLR, SimCLR.Config(**settings(accumulate=2, optimizer="sgd", lr=0.0)))
     rows = torch.arange(32)
-    seen = []
     run.augment = lambda images, views=2: [images.float() / 255, images.flip(3).float() / 255]
-    loss_of = run.method.loss
-
-    def loss(views: list[torch.Tensor]) -> torch.Tensor:
-        seen.append(len(views[0]))
-        return loss_of(views)
-
-    run.method.loss = loss
     total = run._step(0, rows)
     ours = [p.grad.clone() for p in run.method.parameters()]
     run.optimizer.zero_grad()
-    halves = [loss_of(run.augment(run.data.train.images[part])) for part in rows.chunk(2)]
+    halves = []
+    for k, part in enumerate(rows.chunk(2)):
+        batch = run._batch(0, k, part)
+        assert len(batch.views[0]) == len(batch.labels) == 16
+        halves.append(run.method.loss(run.method(batch), batch))
     (sum(halves) / 2).backward()
-    assert seen == [16, 16]
     assert total.item() == pytest.approx(sum(h.item() for h in halves) / 2)
     for a, p in zip(ours, run.method.parameters(), strict=True):
         torch.testing.assert_close(a, p.grad)
@@ -214,10 +209,12 @@ def test_a_checkpoint_of_other_settings_data_or_method(settings: Callable, tmp_p
         ({"lr": float("nan")}, "lr"),
         ({"flip": 2.0}, "flip"),
         ({"crop": (0.9, 0.1)}, "crop"),
-        ({"accumulate": 5}, "accumulate"),
+        ({"accumulate": 5}, "1 processes x 5 micro-batches"),
         ({"views": 1}, "views"),
         ({"view_size": 0}, "view_size"),
         ({"batch_size": 1}, "batch_size"),
+        ({"bn_groups": 17}, "batch_size"),
+        ({"grad_cache": True}, "grad_cache"),
         ({"batch_size": 79}, "78 training images"),
         ({"device": "gpu"}, "device"),
         ({"optimizer": "adam"}, "optimizer"),
@@ -230,6 +227,6 @@ def test_settings_that_no_run_can_have(settings: Callable, tmp_path: Path, wrong
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settings: Callable, tmp_path: Path):
     run = Run(SimCLR, SimCLR.Config(**settings()))
-    run.method.loss = lambda views: run.method.embed(views[0]).sum() * float("nan")
+    run.method.loss = lambda z, batch: z[0].sum() * float("nan")
     with Log(run.folder, tensorboard=False) as log, pytest.raises(ValueError, match="loss: expected a finite number"):
         run.fit(log)

@@ -1,0 +1,26 @@
+"""What a method is given: a micro-batch of augmented images, and what else the data set knows about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Row ``i`` of everything belongs to the same sample. What the data set does not have is None."""
+
+    views: list[Tensor] = field(default_factory=list)
+    """Float images in [0, 1], ``[N, C, S, S]`` each."""
+    labels: Tensor | None = None
+    """int64 ``[N]``."""
+
+    @classmethod
+    def whole(cls, parts: Sequence[Batch]) -> Batch:
+        """The micro-batches of a step as one, without their views: those have become embeddings, and are large."""
+        names = [f.name for f in fields(cls) if f.name != "views"]
+        columns = {name: [getattr(part, name) for part in parts] for name in names}
+        return cls(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
