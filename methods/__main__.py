@@ -6,13 +6,18 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from methods.byol import BYOL
 from methods.config import Config
 from methods.demo import Demo, demo
+from methods.moco import MoCo
+from methods.mocov3 import MoCoV3
 from methods.recipes import RECIPES
 from methods.simclr import SimCLR
+from methods.simsiam import SimSiam
+from methods.supcon import SupCon
 from methods.train import train
 
-METHODS = {"simclr": SimCLR}
+METHODS = {method.__name__.lower(): method for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, SupCon)}
 
 
 def usage() -> str:
@@ -20,15 +25,15 @@ def usage() -> str:
     lines += [f"  {name:8} {method.Config.__doc__}" for name, method in METHODS.items()]
     lines += [f"  demo     {Demo.__doc__}"]
     lines += ["", "recipes (--recipe NAME):"]
-    for name, settings in RECIPES.items():
-        lines.append(f"  {name}: " + ", ".join(f"{k}={v}" for k, v in settings.items()))
+    for name, methods in RECIPES.items():
+        lines.append(f"  {name}: {', '.join(methods)}")
     return "\n".join([*lines, "", "python -m methods METHOD --help lists every setting."])
 
 
 def parse(name: str, arguments: list[str]) -> Config:
     """The settings of a method: its defaults, then a recipe's, then the flags."""
     settings = METHODS[name].Config
-    defaults = {"data": _tyro().MISSING, **recipe(_recipe_named(arguments))}
+    defaults = {"data": _tyro().MISSING, **recipe(_recipe_named(arguments), name)}
     return _tyro().cli(settings, args=arguments, default=settings(**defaults), prog=f"python -m methods {name}")
 
 
@@ -40,12 +45,13 @@ def _tyro() -> ModuleType:
     return tyro
 
 
-def recipe(name: str | None) -> dict[str, Any]:
+def recipe(name: str | None, method: str) -> dict[str, Any]:
     if name is None:
         return {}
-    if name not in RECIPES:
-        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
-    return {"recipe": name, **RECIPES[name]}
+    known = [recipe for recipe, methods in RECIPES.items() if method in methods]
+    if name not in known:
+        raise ValueError(f"recipe: expected for {method} {', '.join(known) or 'none at all'}, got {name!r}")
+    return {"recipe": name, **RECIPES[name][method]}
 
 
 def _recipe_named(arguments: list[str]) -> str | None:

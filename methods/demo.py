@@ -38,7 +38,7 @@ class Demo:
 
 def demo(settings: Demo) -> None:
     out = free(settings.out)
-    recipe = RECIPES["digits"] | {"epochs": settings.epochs, "seed": settings.seed}
+    recipe = RECIPES["digits"]["simclr"] | {"epochs": settings.epochs, "seed": settings.seed}
     config = SimCLR.Config(**recipe, recipe="digits", out=out)
     with torch.random.fork_rng():
         run = Run(SimCLR, config)

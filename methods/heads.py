@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
+
+
+def mlp(*widths: int, batch_norm: bool = True, last: Literal["linear", "norm"] = "linear") -> nn.Sequential:
+    """Linear - BN - ReLU, ..., Linear, between ``widths``; without ``batch_norm``, Linear - ReLU, ..., Linear.
+
+    ``last="norm"`` ends it with a BN that has no scale and shift of its own, as in SimSiam and MoCo v3.
+    """
+    layers: list[nn.Module] = []
+    for k, (a, b) in enumerate(pairwise(widths)):
+        inner = k < len(widths) - 2
+        normed = batch_norm if inner else last == "norm"
+        layers.append(nn.Linear(a, b, bias=not normed))
+        if normed:
+            layers.append(nn.BatchNorm1d(b, affine=inner))
+        if inner:
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
 
 
 class SimCLRProjectionHead(nn.Sequential):

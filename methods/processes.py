@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssl_kernels.losses.gather import world_size
+from ssl_kernels.losses.gather import gather_rows, world_size
 
-__all__ = ["device_of", "mean_over_processes", "processes", "rank", "world_size"]
+__all__ = ["device_of", "from_all", "mean_over_processes", "processes", "rank", "world_size"]
 
 
 @contextmanager
@@ -34,6 +34,11 @@ def processes(device: str) -> Iterator[None]:
 def rank() -> int:
     """The number of this process; 0 is the one that evaluates and writes."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def from_all(x: Tensor) -> Tensor:
+    """The rows of all processes in the order of their ranks, with their gradients."""
+    return gather_rows(x, world_size()) if world_size() > 1 else x
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

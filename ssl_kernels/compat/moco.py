@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_kernels.ema import ema_update_
 from ssl_kernels.losses import info_nce_loss
-from ssl_kernels.losses.gather import gather_rows, world_size
+from ssl_kernels.losses.gather import gather_rows, shuffle_rows, unshuffle_rows, world_size
 from ssl_kernels.ops import enqueue_
 
 
@@ -80,8 +79,11 @@ class MoCo(nn.Module):
         q = F.normalize(self.encoder_q(im_q), dim=1)
         with torch.no_grad():
             ema_update_(self.encoder_k, self.encoder_q, self.m, buffers="keep", backend=self.backend)
-            shuffled, back = _shuffle(im_k)
-            k = _unshuffle(F.normalize(self.encoder_k(shuffled), dim=1), back)
+            if world_size() == 1:
+                k = F.normalize(self.encoder_k(im_k), dim=1)
+            else:
+                shuffled, back = shuffle_rows(im_k)
+                k = unshuffle_rows(F.normalize(self.encoder_k(shuffled), dim=1), back)
         return q, k
 
     @torch.no_grad()
@@ -89,18 +91,3 @@ class MoCo(nn.Module):
         if world_size() > 1:
             keys = gather_rows(keys, world_size())
         enqueue_(self.queue.T, self.queue_ptr, keys, normalize=False, backend=self.backend)
-
-
-def _shuffle(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A share of all processes' images drawn at random, so that batch statistics tell nothing about pairs."""
-    if world_size() == 1:
-        return x, None
-    everywhere = gather_rows(x, world_size())
-    order = torch.randperm(len(everywhere), device=x.device)
-    dist.broadcast(order, 0)
-    mine = slice(dist.get_rank() * len(x), (dist.get_rank() + 1) * len(x))
-    return everywhere[order[mine]], order.argsort()[mine]
-
-
-def _unshuffle(x: Tensor, back: Tensor | None) -> Tensor:
-    return x if back is None else gather_rows(x, world_size())[back]

@@ -50,6 +50,28 @@ def _collective(name: str, former: str) -> Callable[..., Any]:
     return getattr(dist, name, None) or getattr(dist, former)
 
 
+def shuffle_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As many rows as ``x`` has, drawn at random from those of all processes, and what :func:`unshuffle_rows` needs.
+
+    So that the statistics of batches, which every process takes for itself, tell nothing about who belongs together
+    (MoCo, He et al. 2019, section 3.3). The order is that of process 0's generator.
+    """
+    size = world_size()
+    everywhere = gather_rows(x, size) if size > 1 else x
+    order = torch.randperm(len(everywhere), device=x.device)
+    if size > 1:
+        dist.broadcast(order, 0)
+    first = dist.get_rank() * len(x) if size > 1 else 0
+    mine = slice(first, first + len(x))
+    return everywhere[order[mine]], order.argsort()[mine]
+
+
+def unshuffle_rows(x: Tensor, back: Tensor) -> Tensor:
+    """What became of the rows that :func:`shuffle_rows` dealt out, where they came from."""
+    size = world_size()
+    return (gather_rows(x, size) if size > 1 else x)[back]
+
+
 def shift_rows(x: Tensor, *shifts: int) -> tuple[Tensor, ...]:
     """For every shift, the rows of the process with so many ranks less (round the ring), all sent at once."""
     return _Shift.apply(x, shifts)

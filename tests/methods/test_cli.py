@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from methods.__main__ import METHODS, main, parse
+from methods.config import check
 from methods.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,18 +40,20 @@ def test_help_of_a_method_explains_its_settings(name: str, capsys: pytest.Captur
 
 def test_flags_win_over_the_recipe_and_the_recipe_over_the_defaults():
     config = parse("simclr", ["--recipe", "digits", "--epochs", "3", "--crop", "0.5", "0.9"])
-    assert (config.epochs, config.crop, config.width) == (3, (0.5, 0.9), RECIPES["digits"]["width"])
+    assert (config.epochs, config.crop, config.width) == (3, (0.5, 0.9), RECIPES["digits"]["simclr"]["width"])
     assert config.data == "digits"
     assert config.recipe == "digits"
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_recipes_only_name_settings_that_exist(name: str):
-    assert parse("simclr", ["--data", "digits", f"--recipe={name}"]).recipe == name
+@pytest.mark.parametrize(("name", "method"), [(name, method) for name in RECIPES for method in RECIPES[name]])
+def test_recipes_only_name_settings_that_exist(name: str, method: str):
+    config = parse(method, ["--data", "digits", f"--recipe={name}"])
+    assert config.recipe == name
+    check(config, 1)
 
 
 def test_wrong_words_get_one_line(tmp_path: Path):
-    assert "method: expected simclr or demo, got 'simclear'" in stopped("simclear")
+    assert "method: expected simclr, " in (said := stopped("simclear")) and "got 'simclear'" in said
     assert "recipe: expected" in stopped("simclr", "--recipe", "cifar")
     assert "nothing at" in stopped("simclr", "--data", str(tmp_path / "no"))
 
