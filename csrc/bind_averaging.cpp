@@ -1,6 +1,7 @@
 // Exponential moving averages.
 #include "bind.h"
 #include "cpu/averaging.h"
+#include "random_bits.h"
 
 namespace py = pybind11;
 

@@ -4,7 +4,6 @@
 #include <cstring>
 #include "isa.h"
 #include "parallel.h"
-#include "random_bits.h"
 #include "streams.h"
 
 namespace ssl {
@@ -35,13 +34,6 @@ void average(const AverageCall& call) {
     }
   });
   for (const CopiedBytes& c : call.copies) memcpy(c.target, c.source, size_t(c.count));
-}
-
-void random_keys(int64_t seed, int64_t step, uint32_t (&keys)[2]) {
-  const auto low = [](int64_t x) { return uint32_t(x); };
-  const auto high = [](int64_t x) { return uint32_t(uint64_t(x) >> 32); };
-  keys[0] = mixed(low(seed) ^ mixed(low(step)));
-  keys[1] = mixed(high(seed) + mixed(high(step) + keys[0]));
 }
 
 }  // namespace ssl

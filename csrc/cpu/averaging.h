@@ -40,7 +40,4 @@ struct AverageCall {
 };
 void average(const AverageCall& call);
 
-// The keys of one call, from the user's seed and the number of the call.
-void random_keys(int64_t seed, int64_t step, uint32_t (&keys)[2]);
-
 }  // namespace ssl

@@ -8,12 +8,6 @@ namespace ssl::SSL_ISA {
 
 typedef uint32_t Words __attribute__((vector_size(SSL_VECTOR_BYTES)));
 
-SSL_INLINE Words mixed(Words x) {
-  x = (x ^ x >> mix_shifts[0]) * mix_factors[0];
-  x = (x ^ x >> mix_shifts[1]) * mix_factors[1];
-  return x ^ x >> mix_shifts[2];
-}
-
 // The random bits of elements first, first + 1, ...
 SSL_INLINE Words random_bits(const uint32_t (&keys)[2], int64_t first) {
   Words lane;

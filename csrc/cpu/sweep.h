@@ -1,10 +1,10 @@
 // What the drivers and the kernels of one instruction set agree on: plain data and a table of functions.
 #pragma once
 #include <cstdint>
+#include "dtype.h"
+#include "rule.h"
 
 namespace ssl {
-
-enum class DType : int { f32, f64, bf16, f16 };
 
 // As torch.set_float32_matmul_precision has it: what float32 may lose where that makes it faster. The kernels of the
 // vector units lose nothing and ignore it.
@@ -16,26 +16,6 @@ struct Part {
   void* grad;      // contiguous [rows, width]; the backward pass only, null where nobody asks
   int64_t rows;
   int64_t stride;  // elements from row to row; columns are contiguous
-};
-
-// The entries that are no negatives: (column - row - offset) % period == 0. Of a set against itself these are the
-// diagonal and the positives, of two sets the positives.
-struct Rule {
-  int64_t period, offset;
-
-  static constexpr int64_t far = int64_t(1) << 60;  // further than any matrix reaches, and twice that fits an integer
-  static Rule same_sample(int64_t period) { return {period, 0}; }
-  static Rule diagonal(int64_t offset) { return {2 * far, offset}; }
-  static Rule none() { return {2 * far, far}; }
-
-  // Is any such entry in rows [i0, i1) x columns [j0, j1)?
-  bool touches(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
-    const int64_t lowest = j0 - i1 + 1 - offset, highest = j1 - 1 - i0 - offset;
-    return highest - modulo(highest) >= lowest;
-  }
-  // The first such column of row i at or after j0.
-  int64_t first(int64_t i, int64_t j0) const { return j0 + modulo(i + offset - j0); }
-  int64_t modulo(int64_t d) const { return ((d % period) + period) % period; }
 };
 
 // One side of the matrix: a set of embeddings, packed, and what a sweep makes of it. T is float or double.
