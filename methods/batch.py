@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,19 @@ class Batch:
     """Float images in [0, 1], ``[N, C, S, S]`` each."""
     labels: Tensor | None = None
     """int64 ``[N]``."""
+    captions: list[str] | None = None
+    ids: Tensor | None = None
+    """int64 ``[N]``, the same for pairs of image and caption that show or say the same."""
 
     @classmethod
     def whole(cls, parts: Sequence[Batch]) -> Batch:
         """The micro-batches of a step as one, without their views: those have become embeddings, and are large."""
         names = [f.name for f in fields(cls) if f.name != "views"]
         columns = {name: [getattr(part, name) for part in parts] for name in names}
-        return cls(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
+        return cls(**{name: _joined(column) for name, column in columns.items()})
+
+
+def _joined(column: list[Any]) -> Any:
+    if column[0] is None:
+        return None
+    return torch.cat(column) if isinstance(column[0], Tensor) else [item for part in column for item in part]

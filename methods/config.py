@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 # What may differ between a run and its resumption: nothing that the weights depend on. The data may have moved, since
 # their fingerprint is compared; what a recipe stands for is compared setting by setting.
@@ -18,6 +18,8 @@ FREE = {
 @dataclass(frozen=True)
 class Config:
     """Settings shared by all methods."""
+
+    least_views: ClassVar[int] = 2
 
     # ------------------------------------------------------------------------------------------------------- data
     data: str
@@ -145,8 +147,8 @@ def check(config: Config, processes: int) -> None:
             raise ValueError(f"{name}: expected a probability, got {getattr(config, name)}")
     if not 0 < config.crop[0] <= config.crop[1] <= 1:
         raise ValueError(f"crop: expected 0 < smallest <= largest <= 1, got {config.crop}")
-    if config.views < 2:
-        raise ValueError(f"views: expected at least 2, got {config.views}")
+    if config.views < config.least_views:
+        raise ValueError(f"views: expected at least {config.least_views}, got {config.views}")
     if config.view_size is not None and config.view_size < 4:
         raise ValueError(f"view_size: expected at least 4 pixels, got {config.view_size}")
     parts = processes * config.accumulate

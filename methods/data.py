@@ -25,6 +25,8 @@ HELD_OUT = 0.2
 class Split:
     images: Tensor  # uint8 [N, C, S, S]
     labels: Tensor | None  # int64 [N]
+    captions: tuple[str, ...] | None = None
+    ids: Tensor | None = None  # int64 [N], the same for pairs of image and caption that show or say the same
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,11 +62,15 @@ class Data:
     def fingerprint(self) -> str:
         """Tells these training images from others: a resumed run must see the same ones."""
         shape = "x".join(map(str, self.train.images.shape))
-        return f"{shape} crc32 {zlib.crc32(self.train.images.numpy().tobytes()):08x}"
+        crc = zlib.crc32(self.train.images.numpy().tobytes())
+        if self.train.captions is not None:
+            crc = zlib.crc32("\n".join(self.train.captions).encode(), crc)
+        return f"{shape} crc32 {crc:08x}"
 
 
 def load_data(source: str, *, image_size: int | None = None, skip_broken: bool = False, progress: bool = False) -> Data:
-    """``digits``, ``cifar10:ROOT``, ``stl10:ROOT``, an ``.npz``, a folder with ``train.npz``, or an image folder.
+    """``digits``, ``cifar10:ROOT``, ``stl10:ROOT``, an ``.npz``, a ``.tsv`` of image files and captions, a folder with
+    ``train.npz`` or ``train.tsv``, or an image folder.
 
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: nothing there, nothing readable, a broken image, a missing
@@ -85,10 +91,17 @@ def _load(source: str, image_size: int | None, skip_broken: bool, progress: bool
         return _torchvision(library, root or "data")
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"data: expected digits, cifar10, stl10, an .npz or a folder, nothing at {source!r}")
+        kinds = "digits, cifar10, stl10, an .npz, a .tsv or a folder"
+        raise FileNotFoundError(f"data: expected {kinds}, nothing at {source!r}")
+    if (path / "train.tsv").exists():
+        path = path / "train.tsv"
     if path.is_file():
+        if path.suffix == ".tsv":
+            from methods.captions import load_pairs
+
+            return load_pairs(path, image_size, progress)
         if path.suffix != ".npz":
-            raise ValueError(f"data: expected an .npz file or a folder, got the file {source!r}")
+            raise ValueError(f"data: expected an .npz, a .tsv or a folder, got the file {source!r}")
         beside = path.with_name("test.npz")
         return _npz(path, beside if path.name == "train.npz" and beside.exists() else None)
     if (path / "train.npz").exists():
@@ -200,7 +213,7 @@ def _folder(root: Path, size: int | None, skip_broken: bool, progress: bool) -> 
         kinds = " ".join(sorted(SUFFIXES))
         raise ValueError(f"data: expected images ({kinds}) in {root} or in one folder per class, found none")
     everything = files + test_files
-    pixels, good = _decode(everything, size, skip_broken, progress)
+    pixels, good = decode(everything, size, skip_broken, progress)
     is_train = torch.arange(len(everything)) < len(files)
     all_labels = None if labels is None else torch.tensor(labels + (test_labels or []))
     rows = [part.nonzero()[:, 0] for part in (good & is_train, good & ~is_train)]
@@ -232,7 +245,7 @@ def _list(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int] | N
     return [f for f, _ in found], [k for _, k in found]
 
 
-def _decode(files: list[Path], size: int | None, skip: bool, progress: bool) -> tuple[Tensor, Tensor]:
+def decode(files: list[Path], size: int | None, skip: bool, progress: bool) -> tuple[Tensor, Tensor]:
     """uint8 [N, 3, S, S] and which of the files could be read."""
     from tqdm import tqdm
 

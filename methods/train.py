@@ -40,6 +40,7 @@ from methods.optim import build_optimizer
 from methods.processes import device_of, mean_over_processes, processes, rank, world_size
 from methods.schedule import warmup_cosine
 from methods.seeds import seed_of
+from methods.tokenizer import build_tokenizer
 
 MONITORED = 1024
 
@@ -86,7 +87,12 @@ class Run:
         encoder = build_encoder(
             config.encoder, self.data.image_size, mean, std, channels_last=config.channels_last, width=config.width
         )
-        method = method_class(encoder, config).to(self.device)
+        parts = {}
+        if "captions" in getattr(method_class, "needs", ()):
+            parts["tokenizer"] = build_tokenizer(
+                config.tokenizer, self.data.train.captions, config.vocab_size, config.context
+            )
+        method = method_class(encoder, config, **parts).to(self.device)
         if config.sync_batch_norm and world_size() > 1:
             method = synchronised(method, self.device)
         elif config.bn_groups > 1:
@@ -154,7 +160,8 @@ class Run:
     def _step(self, step: int, rows: Tensor) -> Tensor:
         """One optimiser step; returns the loss of this process, not waited for."""
         config, scaler = self.config, self.gradient.scaler
-        factor = warmup_cosine(step, self.total, self.warmup)
+        begin = getattr(self.method, "before_step", warmup_cosine)
+        factor = begin(step, self.total, self.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * factor
         self.optimizer.zero_grad(set_to_none=True)
@@ -172,7 +179,9 @@ class Run:
         torch.manual_seed(seed_of(self.config.seed, "step", step + number * self.total))
         data = self.data.train
         views = self.augment(data.images[rows].to(self.device), self.config.views)
-        return Batch(views, None if data.labels is None else data.labels[rows].to(self.device))
+        of_rows = lambda column: None if column is None else column[rows].to(self.device)  # noqa: E731
+        captions = None if data.captions is None else [data.captions[row] for row in rows.tolist()]
+        return Batch(views, of_rows(data.labels), captions, of_rows(data.ids))
 
     # -------------------------------------------------------------------------------------------------- evaluation
     def evaluate(self, probe: bool = False) -> dict[str, float]:
@@ -194,6 +203,8 @@ class Run:
                 scores = knn_scores(z_queries, z_bank, labels, classes, config.knn_k, config.knn_temperature)
                 values["knn_of_projection"] = accuracy(scores, data.test.labels.to(self.device))
                 values["linear_probe"] = linear_probe(bank, data.train.labels, queries, data.test.labels)
+        if hasattr(self.method, "measure"):
+            values |= self.method.measure(data, self.folder if probe else None)
         torch.manual_seed(seed_of(config.seed, "monitor"))
         views = self.augment(data.test.images[:MONITORED].to(self.device))
         self.method.eval()
