@@ -34,6 +34,7 @@ template <class Real> SSL_DEVICE Real logit_factor(Number scale, double multipli
   return Real(multiplier) * load_number<Real>(scale, 1);
 }
 
+SSL_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 SSL_DEVICE float absolute(float x) { return fabsf(x); }
 SSL_DEVICE double absolute(double x) { return fabs(x); }
 

@@ -11,7 +11,7 @@ namespace ssl::cuda {
 // What operand rows are made of, and what is computed from them.
 struct Half {  // float16 and bfloat16, float32 of lowered precision
   using Element = half_t;
-  using Number = float;
+  using Real = float;
   static constexpr int PIECES = 1;
 };
 struct Split : Half {  // float32: hi + lo, products without that of the two low pieces
@@ -19,12 +19,12 @@ struct Split : Half {  // float32: hi + lo, products without that of the two low
 };
 struct Double {
   using Element = double;
-  using Number = double;
+  using Real = double;
   static constexpr int PIECES = 1;
 };
 
-template <class Number, int MT, int COLUMNS> struct Tile {
-  Number at[MT][COLUMNS / 8][4];
+template <class Real, int MT, int COLUMNS> struct Entries {
+  Real at[MT][COLUMNS / 8][4];
 
   SSL_DEVICE void clear() {
 #pragma unroll
@@ -51,7 +51,7 @@ SSL_DEVICE double double_of(const char* panel, int row, int d) {
 // -------------------------------------------------------------------------------------------------- the first product
 // x y^T over one panel's share of the width: x the warp's rows, y the tile's columns.
 template <int MT, int BN>
-SSL_DEVICE void multiply_panel(Tile<float, MT, BN>& s, const char* x, const char* y, int lane) {
+SSL_DEVICE void multiply_panel(Entries<float, MT, BN>& s, const char* x, const char* y, int lane) {
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     uint32_t a[MT][4];
@@ -70,7 +70,7 @@ SSL_DEVICE void multiply_panel(Tile<float, MT, BN>& s, const char* x, const char
   }
 }
 template <int MT, int BN>
-SSL_DEVICE void multiply_panel(Tile<double, MT, BN>& s, const char* x, const char* y, int lane) {
+SSL_DEVICE void multiply_panel(Entries<double, MT, BN>& s, const char* x, const char* y, int lane) {
 #pragma unroll
   for (int k = 0; k < 16; k += 4)
 #pragma unroll
@@ -87,7 +87,7 @@ SSL_DEVICE void multiply_panel(Tile<double, MT, BN>& s, const char* x, const cha
 
 // The same with all pieces; those of x and of y lie x_step and y_step bytes apart. The small products first.
 template <class O, int MT, int BN>
-SSL_DEVICE void multiply(Tile<typename O::Number, MT, BN>& s, const char* x, int x_step, const char* y, int y_step,
+SSL_DEVICE void multiply(Entries<typename O::Real, MT, BN>& s, const char* x, int x_step, const char* y, int y_step,
                          int lane) {
   if constexpr (O::PIECES == 2) {
     multiply_panel(s, x + x_step, y, lane);
@@ -97,37 +97,61 @@ SSL_DEVICE void multiply(Tile<typename O::Number, MT, BN>& s, const char* x, int
 }
 
 // ------------------------------------------------------------------------------------------------- the second product
-// out += g y over one panel of y's columns, whose rows are the tile's columns. OUT counts all columns of out, of which this
-// panel's begin at FIRST.
-template <int PIECE, int FIRST, int MT, int BN, int OUT>
-SSL_DEVICE void weigh_panel(Tile<float, MT, OUT>& out, const Tile<float, MT, BN>& g, const char* y, int lane) {
-#pragma unroll
-  for (int k = 0; k < BN / 16; ++k) {
-    uint32_t a[MT][4];
+// Weights as the left operand of a product over the tile's columns.
+template <class O, int MT, int BN> struct Weights {
+  uint32_t at[O::PIECES][MT][BN / 16][4];
+
+  SSL_DEVICE explicit Weights(const Entries<float, MT, BN>& g) {
 #pragma unroll
     for (int m = 0; m < MT; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float *c = g.at[m][2 * k + i / 2], low = c[i % 2 * 2], high = c[i % 2 * 2 + 1];
-        a[m][i] = pack_halves(low, high);
-        if constexpr (PIECE == 1) a[m][i] = pack_halves(low - lower_half(a[m][i]), high - upper_half(a[m][i]));
-      }
+      for (int k = 0; k < BN / 16; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float first = g.at[m][2 * k + i / 2][i % 2 * 2], second = g.at[m][2 * k + i / 2][i % 2 * 2 + 1];
+          const uint32_t high = at[0][m][k][i] = pack_halves(first, second);
+          if constexpr (O::PIECES == 2)
+            at[1][m][k][i] = pack_halves(first - lower_half(high), second - upper_half(high));
+        }
+  }
+};
+template <int MT, int BN> struct Weights<Double, MT, BN> {
+  const Entries<double, MT, BN>& at;
+  SSL_DEVICE explicit Weights(const Entries<double, MT, BN>& g) : at(g) {}
+};
+
+template <int MT, int STEPS, int OUT>
+SSL_DEVICE void weigh_panel(Entries<float, MT, OUT>& out, int first, const uint32_t (&g)[MT][STEPS][4], const char* y,
+                            int lane) {
+#pragma unroll
+  for (int k = 0; k < STEPS; ++k)
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       uint32_t b[4];
       load_transposed(b, piece_of(y, k * 16 + lane % 16, 2 * n + lane / 16));
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        multiply_add(out.at[m][FIRST / 8 + 2 * n], a[m], b[0], b[1]);
-        multiply_add(out.at[m][FIRST / 8 + 2 * n + 1], a[m], b[2], b[3]);
+        multiply_add(out.at[m][first + 2 * n], g[m][k], b[0], b[1]);
+        multiply_add(out.at[m][first + 2 * n + 1], g[m][k], b[2], b[3]);
       }
     }
-  }
 }
-// The order in which a sum runs over the tile's columns is free: lane l has columns 2 (l % 4) and the next, so a step takes
-// the even ones, and another the odd ones.
-template <int PIECE, int FIRST, int MT, int BN, int OUT>
-SSL_DEVICE void weigh_panel(Tile<double, MT, OUT>& out, const Tile<double, MT, BN>& g, const char* y, int lane) {
+
+// out += g y over panel number `panel` of y's columns, whose rows are the tile's columns; its pieces lie y_step bytes apart.
+template <class O, int MT, int BN, int OUT>
+SSL_DEVICE void weigh(Entries<float, MT, OUT>& out, int panel, const Weights<O, MT, BN>& g, const char* y, int y_step,
+                      int lane) {
+  if constexpr (O::PIECES == 2) {
+    weigh_panel(out, 8 * panel, g.at[1], y, lane);
+    weigh_panel(out, 8 * panel, g.at[0], y + y_step, lane);
+  }
+  weigh_panel(out, 8 * panel, g.at[0], y, lane);
+}
+// The order in which a sum runs over the tile's columns is free: a lane has columns 2 (l % 4) and the next, so one step takes
+// the even ones and another the odd.
+template <class O, int MT, int BN, int OUT>
+SSL_DEVICE void weigh(Entries<double, MT, OUT>& out, int panel, const Weights<O, MT, BN>& g, const char* y, int,
+                      int lane) {
 #pragma unroll
   for (int n = 0; n < BN / 8; ++n)
 #pragma unroll
@@ -137,34 +161,30 @@ SSL_DEVICE void weigh_panel(Tile<double, MT, OUT>& out, const Tile<double, MT, B
         const double b = double_of(y, n * 8 + lane % 4 * 2 + odd, d * 8 + lane / 4);
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
-          auto& c = out.at[m][FIRST / 8 + d];
-          multiply_add(c[0], c[1], g.at[m][n][odd], b);
-          multiply_add(c[2], c[3], g.at[m][n][2 + odd], b);
+          auto& c = out.at[m][2 * panel + d];
+          multiply_add(c[0], c[1], g.at.at[m][n][odd], b);
+          multiply_add(c[2], c[3], g.at.at[m][n][2 + odd], b);
         }
       }
 }
 
-template <class O, int FIRST, int MT, int BN, int OUT>
-SSL_DEVICE void weigh(Tile<typename O::Number, MT, OUT>& out, const Tile<typename O::Number, MT, BN>& g, const char* y,
-                      int y_step, int lane) {
-  if constexpr (O::PIECES == 2) {
-    weigh_panel<1, FIRST>(out, g, y, lane);
-    weigh_panel<0, FIRST>(out, g, y + y_step, lane);
-  }
-  weigh_panel<0, FIRST>(out, g, y, lane);
-}
-
 // ------------------------------------------------------------------------------------------------------------- loading
-// Where a panel of a tile begins in a buffer of operand rows, in bytes; first is a multiple of the tile's rows.
-template <class O> SSL_DEVICE const char* panel_at(const typename O::Element* units, int64_t first, int panel, int width) {
-  return reinterpret_cast<const char*>(units + operand_index<typename O::Element>(first, panel * panel_width<typename O::Element>, width)
-         - (first % 8) * 0);
-}
-template <int ROWS, int THREADS> SSL_DEVICE void copy_panel(char* to, const char* from) {
+// Copies rows [first, first + ROWS) of one panel, all pieces, ROWS * 128 bytes apart in shared memory.
+template <class O, int ROWS, int THREADS>
+SSL_DEVICE void copy_rows(char* to, const typename O::Element* units, int64_t low_offset, int64_t first, int panel, int width) {
+  constexpr int COPIES = ROWS * 8;  // of 16 bytes
+  static_assert(BLOCK_ROWS % ROWS == 0 && ROWS % 8 == 0);
+  using T = typename O::Element;
 #pragma unroll
-  for (int i = 0; i < ROWS * 8; i += THREADS)
-    if (ROWS * 8 % THREADS == 0 || i + int(threadIdx.x) < ROWS * 8)
-      copy_async16(to + (i + threadIdx.x) * 16, from + (i + threadIdx.x) * 16);
+  for (int piece = 0; piece < O::PIECES; ++piece) {
+    const T* from = units + (piece * low_offset + operand_index<T>(first, panel * panel_width<T>, width));
+#pragma unroll
+    for (int i = 0; i < COPIES; i += THREADS) {
+      const int k = i + int(threadIdx.x);
+      if (COPIES % THREADS == 0 || k < COPIES)
+        copy_async16(to + (piece * COPIES + k) * 16, reinterpret_cast<const char*>(from) + k * 16);
+    }
+  }
 }
 
 }  // namespace ssl::cuda

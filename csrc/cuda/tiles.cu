@@ -1,0 +1,14 @@
+// What Python needs to know of the table of tiles, to make its grids.
+#include "tiles.h"
+
+namespace ssl::cuda {
+
+Tile tile(Kernel kernel, Operands operands, int width, int) {
+  if (kernel == Kernel::forward || kernel == Kernel::cross)
+    return with_forward_cut(operands, width, [&]<class Cut>() { return Tile{Cut::BM, Cut::BN, width}; });
+  return with_weighing_cut(operands, width, [&]<class Cut>() {
+    return Tile{Cut::BM, Cut::BN, Cut::BD < width ? Cut::BD : width};
+  });
+}
+
+}  // namespace ssl::cuda

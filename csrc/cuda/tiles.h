@@ -1,0 +1,72 @@
+// Every tile size of the CUDA kernels, in one table, with its reason.
+#pragma once
+#include "api.h"
+#include "weighing.h"
+
+namespace ssl::cuda {
+
+// All fit the 99 KiB of shared memory of sm_86, sm_89 and sm_120 and spill nowhere (the tests hold the compiler to it). None was
+// timed yet, so the reasons are counts:
+//  * four warps of 16 rows: two or three blocks then share a multiprocessor, one's exponentials under another's products;
+//  * 64 columns while the result leaves the registers (32 a thread for the tile, 64 for a result 128 wide), 32 beyond;
+//  * two slots where a slot is a whole tile, three where it is a panel and the copies are a quarter of that;
+//  * a result wider than 256 (128 for two pieces) is cut, and the tile computed once for every piece.
+//                          warps MT  BN   BD  whole stages blocks
+using HalfNarrow = Cut<Half,      4, 1, 64,  64, true,  2, 3>;
+using HalfMiddle = Cut<Half,      4, 1, 64, 128, true,  2, 3>;
+using HalfWide = Cut<Half,        4, 1, 32, 256, true,  2, 2>;
+using HalfStreamed = Cut<Half,    4, 1, 32, 256, false, 3, 2>;
+using SplitNarrow = Cut<Split,    4, 1, 64,  64, true,  2, 2>;
+using SplitMiddle = Cut<Split,    4, 1, 32, 128, true,  2, 2>;
+using SplitStreamed = Cut<Split,  4, 1, 32, 128, false, 3, 2>;
+using DoubleStreamed = Cut<Double, 4, 1, 32, 64, false, 2, 2>;
+
+// Calls f.operator()<Cut>() with the cut of a weighing sweep. Only the width decides: the same bits on every GPU.
+template <class F> auto with_weighing_cut(Operands operands, int width, F&& f) {
+  switch (operands) {
+    case Operands::half:
+      if (width <= 64) return f.template operator()<HalfNarrow>();
+      if (width <= 128) return f.template operator()<HalfMiddle>();
+      if (width <= 256) return f.template operator()<HalfWide>();
+      return f.template operator()<HalfStreamed>();
+    case Operands::split:
+      if (width <= 64) return f.template operator()<SplitNarrow>();
+      if (width <= 128) return f.template operator()<SplitMiddle>();
+      return f.template operator()<SplitStreamed>();
+    default: return f.template operator()<DoubleStreamed>();
+  }
+}
+
+// The forward sweep has no result to keep in registers: a warp takes 32 rows, so that a column's operands serve two products.
+// WHOLE: a block's rows stay in shared memory; streamed, both sides come by panels, and more columns make up for it.
+template <class Operands, int WARPS_, int MT_, int BN_, bool WHOLE_, int STAGES_, int BLOCKS_> struct ForwardCut {
+  using O = Operands;
+  static constexpr int WARPS = WARPS_, MT = MT_, BM = WARPS_ * MT_ * 16, BN = BN_, STAGES = STAGES_, BLOCKS = BLOCKS_;
+  static constexpr bool WHOLE = WHOLE_;
+  static constexpr int THREADS = 32 * WARPS;
+  static constexpr int PANEL = panel_width<typename O::Element>;
+  static constexpr int X_PANEL = O::PIECES * BM * PANEL_BYTES, Y_PANEL = O::PIECES * BN * PANEL_BYTES;
+  static constexpr int SLOT = Y_PANEL + (WHOLE ? 0 : X_PANEL);
+  static constexpr int COLUMNS_FOUND = 2 * WARPS * 2 * BN * int(sizeof(typename O::Real));
+  static constexpr size_t shared(int width) {
+    return COLUMNS_FOUND + (WHOLE ? width / PANEL * size_t(X_PANEL) : 0) + STAGES * size_t(SLOT);
+  }
+};
+//                                       warps MT  BN  whole stages blocks
+using ForwardHalf = ForwardCut<Half,          4, 2,  64, true,  3, 2>;  // up to 256 wide: 92 KiB
+using ForwardHalfStreamed = ForwardCut<Half,  4, 2, 128, false, 2, 2>;
+using ForwardSplit = ForwardCut<Split,        4, 2,  32, true,  2, 2>;  // up to 128 wide: 82 KiB
+using ForwardSplitStreamed = ForwardCut<Split, 4, 2, 32, false, 2, 2>;
+using ForwardDouble = ForwardCut<Double,      4, 1,  32, false, 3, 2>;
+
+template <class F> auto with_forward_cut(Operands operands, int width, F&& f) {
+  switch (operands) {
+    case Operands::half:
+      return width <= 256 ? f.template operator()<ForwardHalf>() : f.template operator()<ForwardHalfStreamed>();
+    case Operands::split:
+      return width <= 128 ? f.template operator()<ForwardSplit>() : f.template operator()<ForwardSplitStreamed>();
+    default: return f.template operator()<ForwardDouble>();
+  }
+}
+
+}  // namespace ssl::cuda

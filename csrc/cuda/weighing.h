@@ -1,0 +1,175 @@
+// The sweep that weighs: a block owns rows, walks the columns tile by tile, and out += g(x y^T) y, where a rule makes of a tile's
+// products what its columns are weighted by. The backward pass, attention over a queue and SigLIP's sum are three such rules.
+//
+// Every row belongs to one block and every span of columns to one sum, so nothing is added across blocks and the order of
+// additions never changes.
+#pragma once
+#include "logits.h"
+#include "pairs.h"
+#include "tile.h"
+
+namespace ssl::cuda {
+
+// How a kernel is cut. BD: width of the result a block computes, 0 for none. WHOLE: rows are at most BD wide and stay in shared
+// memory, one copy of a tile serves both products; otherwise panels are streamed, those of the result once more. BLOCKS: how many
+// are to share a multiprocessor, as far as registers go.
+template <class Operands, int WARPS_, int MT_, int BN_, int BD_, bool WHOLE_, int STAGES_, int BLOCKS_> struct Cut {
+  using O = Operands;
+  using WithoutResult = Cut<Operands, WARPS_, MT_, BN_, 0, WHOLE_, STAGES_, BLOCKS_>;
+  static constexpr int WARPS = WARPS_, MT = MT_, BM = WARPS_ * MT_ * 16, BN = BN_, BD = BD_, STAGES = STAGES_;
+  static constexpr int BLOCKS = BLOCKS_;
+  static constexpr bool WHOLE = WHOLE_;
+  static constexpr int THREADS = 32 * WARPS;
+  static constexpr int PANEL = panel_width<typename O::Element>;
+  static constexpr int X_PANEL = O::PIECES * BM * PANEL_BYTES, Y_PANEL = O::PIECES * BN * PANEL_BYTES;
+
+  static constexpr int VECTOR = BN * int(sizeof(typename O::Real));
+  // Of shared memory: the rows that stay, and STAGES slots for what comes.
+  static constexpr size_t shared(int width, int vectors) {
+    const size_t panels = width / PANEL;
+    const size_t slot = vectors * VECTOR + (WHOLE ? panels * Y_PANEL : X_PANEL + Y_PANEL);
+    return (WHOLE ? panels * X_PANEL : 0) + STAGES * slot;
+  }
+};
+
+// What a rule sees of its place: the warp's first row, and the lane's share of every tile.
+struct Place {
+  int row, lane;
+  SSL_DEVICE int i(int m, int e) const { return row + 16 * m + entry_row(lane, e); }
+  SSL_DEVICE int in_tile(int n, int e) const { return 8 * n + entry_column(lane, e); }
+};
+
+// Rule::VECTORS numbers of each column come along with its rows, from rule.vector(v)[column].
+template <class Cut, class Rule, class Call>
+__global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(const Call call) {
+  using O = typename Cut::O;
+  using Real = typename O::Real;
+  using T = typename O::Element;
+  constexpr int BM = Cut::BM, BN = Cut::BN, BD = Cut::BD, MT = Cut::MT, STAGES = Cut::STAGES;
+  const Matrix& m = call.matrix;
+  const T* const x_units = static_cast<const T*>(m.x.units);
+  const T* const y_units = static_cast<const T*>(m.y.units);
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int first_row = int(blockIdx.x) * BM, start = int(blockIdx.y) * call.span;
+  const int tiles = (smaller(start + call.span, m.y.rows) - start + BN - 1) / BN;
+  const int panels = m.width / Cut::PANEL;
+  const int first_out = int(blockIdx.z) * (BD / Cut::PANEL);  // panel
+  const int outs = smaller(panels - first_out, BD / Cut::PANEL);
+
+  char* const resident = reinterpret_cast<char*>(shared_memory());
+  char* const slots = resident + (Cut::WHOLE ? panels * Cut::X_PANEL : 0);
+  const int vectors_at = Cut::WHOLE ? panels * Cut::Y_PANEL : Cut::X_PANEL + Cut::Y_PANEL;
+  const int slot_bytes = vectors_at + Rule::VECTORS * Cut::VECTOR;
+
+  const Place place{first_row + warp * MT * 16, lane};
+  Rule rule(call, place);
+  Diagonals<BM, BN> pairs(m, first_row, start);
+  Entries<Real, MT, BN> s;
+  Entries<Real, MT, BD ? BD : 8> out;
+  s.clear();
+  out.clear();
+
+  // ------------------------------------------------------------- what is copied ahead, in the order in which it is used
+  // Whole: a tile at a time. Streamed: a tile's panels for the first product, of x and of y, then y's for the second.
+  const int units_a_tile = Cut::WHOLE ? 1 : panels + outs;
+  int ahead_tile = 0, ahead_unit = 0, ahead_slot = 0;
+  auto copy_ahead = [&] {
+    if (ahead_tile < tiles) {
+      char* const slot = slots + ahead_slot * slot_bytes;
+      const int column = start + ahead_tile * BN;
+      if (Cut::WHOLE) {
+        for (int p = 0; p < panels; ++p)
+          copy_rows<O, BN, Cut::THREADS>(slot + p * Cut::Y_PANEL, y_units, m.low_offset, column, p, m.width);
+      } else {
+        const bool second = ahead_unit >= panels;
+        if (!second) copy_rows<O, BM, Cut::THREADS>(slot, x_units, m.low_offset, first_row, ahead_unit, m.width);
+        copy_rows<O, BN, Cut::THREADS>(slot + Cut::X_PANEL, y_units, m.low_offset, column,
+                                       second ? first_out + ahead_unit - panels : ahead_unit, m.width);
+      }
+      if (Cut::WHOLE || ahead_unit == panels - 1) {
+        constexpr int PIECES = Cut::VECTOR / 16;
+        for (int k = int(threadIdx.x); k < Rule::VECTORS * PIECES; k += Cut::THREADS)
+          if (const Real* from = rule.vector(k / PIECES))
+            copy_async16(slot + vectors_at + k * 16, reinterpret_cast<const char*>(from + column) + k % PIECES * 16);
+      }
+      if (++ahead_unit == units_a_tile) ahead_unit = 0, ++ahead_tile;
+      ahead_slot = ahead_slot + 1 == STAGES ? 0 : ahead_slot + 1;
+    }
+    copy_commit();
+  };
+  int slot_index = 0;
+  // The next slot's contents, once all have arrived and everybody is done with the slot before it, which is filled anew.
+  auto next_slot = [&] {
+    copy_wait<STAGES - 2>();
+    __syncthreads();
+    copy_ahead();
+    const char* const slot = slots + slot_index * slot_bytes;
+    slot_index = slot_index + 1 == STAGES ? 0 : slot_index + 1;
+    return slot;
+  };
+
+  if (Cut::WHOLE)
+    for (int p = 0; p < panels; ++p)
+      copy_rows<O, BM, Cut::THREADS>(resident + p * Cut::X_PANEL, x_units, m.low_offset, first_row, p, m.width);
+#pragma unroll
+  for (int k = 0; k < STAGES - 1; ++k) copy_ahead();
+
+  const int own = warp * MT * 16 * PANEL_BYTES;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const char* slot = nullptr;
+    if constexpr (Cut::WHOLE) {
+      slot = next_slot();
+      for (int p = 0; p < panels; ++p)
+        multiply<O>(s, resident + p * Cut::X_PANEL + own, BM * PANEL_BYTES, slot + p * Cut::Y_PANEL, BN * PANEL_BYTES,
+                    lane);
+    } else {
+      for (int p = 0; p < panels; ++p) {
+        slot = next_slot();
+        multiply<O>(s, slot + own, BM * PANEL_BYTES, slot + Cut::X_PANEL, BN * PANEL_BYTES, lane);
+      }
+    }
+
+    const Real* const vectors = reinterpret_cast<const Real*>(slot + vectors_at);
+    rule.weigh(s, out, vectors, start + tile * BN, pairs);
+    pairs.next();
+
+    if constexpr (BD > 0) {
+      const Weights<O, MT, BN> weights(s);
+#pragma unroll
+      for (int p = 0; p < BD / Cut::PANEL; ++p)
+        if (p < outs) {
+          const char* const y = Cut::WHOLE ? slot + p * Cut::Y_PANEL : next_slot() + Cut::X_PANEL;
+          weigh<O, MT, BN>(out, p, weights, y, BN * PANEL_BYTES, lane);
+        }
+    }
+    s.clear();
+  }
+  copy_wait<0>();
+
+  if constexpr (BD > 0) {
+    if (Real* const received = static_cast<Real*>(call.received)) {
+      rule.finish(out);
+#pragma unroll
+      for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+        for (int n = 0; n < BD / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int d = int(blockIdx.z) * BD + place.in_tile(n, e);
+            if (d < m.width)
+              received[(int64_t(blockIdx.y) * m.x.padded + place.i(mt, e)) * m.width + d] = out.at[mt][n][e];
+          }
+    }
+  }
+  rule.store();
+}
+
+// The launch: blocks of rows, spans of columns, pieces of the width.
+template <class Cut, class Rule, class Call> int launch_weighing(const Call& call, void* stream) {
+  const Matrix& m = call.matrix;
+  const auto blocks = [](int n, int of) { return unsigned((n + of - 1) / of); };
+  const dim3 grid(blocks(m.x.rows, Cut::BM), blocks(m.y.rows, call.span), Cut::BD ? blocks(m.width, Cut::BD ? Cut::BD : 1) : 1);
+  return launch(weighing_sweep<Cut, Rule, Call>, grid, Cut::THREADS, Cut::shared(m.width, Rule::VECTORS), stream, call);
+}
+
+}  // namespace ssl::cuda
