@@ -1,4 +1,4 @@
-"""``python -m methods METHOD --data ... --epochs ...``: train a method. ``python -m methods demo``: see one learn."""
+"""``python -m methods METHOD --data ...``: train a method. ``evaluate``: what has one learned? ``demo``: see it learn."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from types import ModuleType
 from typing import Any
 
 from methods.byol import BYOL
+from methods.clip import CLIP
 from methods.config import Config
 from methods.demo import Demo, demo
 from methods.moco import MoCo
 from methods.mocov3 import MoCoV3
 from methods.recipes import RECIPES
+from methods.report import Evaluate, evaluate
+from methods.siglip import SigLIP
 from methods.simclr import SimCLR
 from methods.simsiam import SimSiam
 from methods.supcon import SupCon
 from methods.train import train
 
-METHODS = {method.__name__.lower(): method for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, SupCon)}
+METHODS = {method.__name__.lower(): method for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, SupCon, CLIP, SigLIP)}
 
 
 def usage() -> str:
     lines = ["usage: python -m methods METHOD --data DATA [--epochs N] [...]", "", "methods:"]
     lines += [f"  {name:8} {method.Config.__doc__}" for name, method in METHODS.items()]
-    lines += [f"  demo     {Demo.__doc__}"]
+    lines += ["", "others:", f"  evaluate {Evaluate.__doc__}", f"  demo     {Demo.__doc__}"]
     lines += ["", "recipes (--recipe NAME):"]
     for name, methods in RECIPES.items():
         lines.append(f"  {name}: {', '.join(methods)}")
@@ -67,6 +70,9 @@ def run(name: str, arguments: list[str]) -> None:
     if name == "demo":
         demo(_tyro().cli(Demo, args=arguments, prog="python -m methods demo"))
         return
+    if name == "evaluate":
+        evaluate(_tyro().cli(Evaluate, args=arguments, prog="python -m methods evaluate"), METHODS)
+        return
     results = train(METHODS[name], parse(name, arguments))
     print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in results.items()))
 
@@ -76,8 +82,9 @@ def main(arguments: list[str]) -> None:
         print(usage())
         return
     name, *rest = arguments
-    if name not in METHODS and name != "demo":
-        sys.exit(f"error: method: expected {', '.join(METHODS)} or demo, got {name!r} (python -m methods --help)")
+    if name not in METHODS and name not in ("evaluate", "demo"):
+        known = f"{', '.join(METHODS)}, evaluate or demo"
+        sys.exit(f"error: method: expected {known}, got {name!r} (python -m methods --help)")
     try:
         run(name, rest)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -85,7 +92,7 @@ def main(arguments: list[str]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; --resume goes on from the last checkpoint")
+        sys.exit("stopped" if name == "evaluate" else "stopped; --resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

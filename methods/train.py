@@ -230,6 +230,7 @@ class Run:
             "method": self.name,
             "config": self._settings(),
             "data": self.data.fingerprint(),
+            "shape": list(self.data.train.images.shape[1:]),
             "epoch": self.epoch,
             "model": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
