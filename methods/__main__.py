@@ -1,4 +1,4 @@
-"""``python -m methods METHOD --data ...``: train a method. ``evaluate``: what has one learned? ``demo``: see it learn."""
+"""``python -m methods METHOD --data ...``: train one. ``evaluate``: what has it learned? ``demo``: see one learn."""
 
 from __future__ import annotations
 
