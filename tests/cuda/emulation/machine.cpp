@@ -546,7 +546,7 @@ void group_multiply(const GroupProduct& shape, float* d, const uint32_t* a, cons
         Warp& warp = my_warp();
         if (!warp.fenced) fault("a product of a warp group without a fence before it");
         ++warp.products;
-        if (now())
+        if (warp.open.empty() && warp.groups.empty() && now())  // in their order, whenever that is
           multiply(p, my_warp_number());
         else
           warp.open.push_back(p);
