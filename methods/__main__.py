@@ -18,9 +18,12 @@ from methods.siglip import SigLIP
 from methods.simclr import SimCLR
 from methods.simsiam import SimSiam
 from methods.supcon import SupCon
+from methods.t_simcne import TSimCNE
 from methods.train import train
 
-METHODS = {method.__name__.lower(): method for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, SupCon, CLIP, SigLIP)}
+METHODS = {
+    method.__name__.lower(): method for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, SupCon, CLIP, SigLIP, TSimCNE)
+}
 
 
 def usage() -> str:
