@@ -37,7 +37,7 @@ template <class Cut> struct Attention {
         total[mt][h] = 0;
       }
   }
-  SSL_DEVICE const Real* vector(int) const { return nullptr; }
+  SSL_DEVICE static ColumnVectors<Real> vectors(const Attend&) { return {}; }
 
   template <int OUT, class Pairs>
   SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>& out, const Real*, int first, const Pairs& pairs) {
@@ -112,9 +112,6 @@ template <class Cut> struct Attention {
 
 }  // namespace
 
-int attend(const Attend& call, void* stream) {
-  return with_weighing_cut(call.matrix.operands, call.matrix.width,
-                           [&]<class Cut>() { return launch_weighing<Cut, Attention<Cut>>(call, stream); });
-}
+int attend(const Attend& call, void* stream) { return launch_sweep<Attention>(call, stream); }
 
 }  // namespace ssl::cuda

@@ -37,9 +37,10 @@ template <class Cut> struct Gradient {
       }
   }
 
-  SSL_DEVICE const Real* vector(int v) const {
-    const Real* const weights = static_cast<const Real*>(call.y_weights);
-    return weights && (v == 0 || !shift.fixed) ? weights + v * int64_t(call.matrix.y.padded) : nullptr;
+  SSL_DEVICE static ColumnVectors<Real> vectors(const Backward& call) {
+    const Matrix& m = call.matrix;
+    const bool fixed = choose_shift(logit_factor<Real>(m.scale, m.multiplier), m.normalize).fixed;
+    return {static_cast<const Real*>(call.y_weights), m.y.padded, !call.y_weights ? 0 : fixed ? 1 : VECTORS};
   }
 
   template <int OUT, class Pairs>
@@ -78,9 +79,6 @@ template <class Cut> struct Gradient {
 
 }  // namespace
 
-int backward(const Backward& call, void* stream) {
-  return with_weighing_cut(call.matrix.operands, call.matrix.width,
-                           [&]<class Cut>() { return launch_weighing<Cut, Gradient<Cut>>(call, stream); });
-}
+int backward(const Backward& call, void* stream) { return launch_sweep<Gradient>(call, stream); }
 
 }  // namespace ssl::cuda

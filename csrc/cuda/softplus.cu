@@ -31,7 +31,7 @@ template <class Cut> struct Sum {
       for (int h = 0; h < 2; ++h)
         row_factor[mt][h] = m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor;
   }
-  SSL_DEVICE const Real* vector(int) const { return nullptr; }
+  SSL_DEVICE static ColumnVectors<Real> vectors(const Softplus&) { return {}; }
 
   template <int OUT, class Pairs>
   SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>&, const Real*, int first, const Pairs& pairs) {
@@ -81,12 +81,12 @@ template <class Cut> struct Sum {
       slope += __shfl_xor_sync(0xffffffffu, slope, step);
     }
     Real* const by_warp = reinterpret_cast<Real*>(shared_memory());
-    __syncthreads();
+    Cut::sync();
     if (place.lane == 0) {
       by_warp[2 * (threadIdx.x / 32)] = value;
       by_warp[2 * (threadIdx.x / 32) + 1] = slope;
     }
-    __syncthreads();
+    Cut::sync();
     if (threadIdx.x > 0) return;
     Real sums[2] = {0, 0};
     for (int w = 0; w < Cut::WARPS; ++w)
@@ -100,11 +100,7 @@ template <class Cut> struct Sum {
 }  // namespace
 
 int softplus(const Softplus& call, void* stream) {
-  return with_weighing_cut(call.matrix.operands, call.matrix.width, [&]<class Cut>() {
-    using Valued = typename Cut::WithoutResult;
-    if (!call.received) return launch_weighing<Valued, Sum<Valued>>(call, stream);
-    return launch_weighing<Cut, Sum<Cut>>(call, stream);
-  });
+  return call.received ? launch_sweep<Sum>(call, stream) : launch_sweep<Sum, false>(call, stream);
 }
 
 }  // namespace ssl::cuda

@@ -2,6 +2,7 @@
 #pragma once
 #include "api.h"
 #include "weighing.h"
+#include "weighing_hopper.h"
 
 namespace ssl::cuda {
 
@@ -21,20 +22,42 @@ using SplitMiddle = Cut<Split,    4, 1, 32, 128, true,  2, 2>;
 using SplitStreamed = Cut<Split,  4, 1, 32, 128, false, 3, 2>;
 using DoubleStreamed = Cut<Double, 4, 1, 32, 64, false, 2, 2>;
 
-// Calls f.operator()<Cut>() with the cut of a weighing sweep. Only the width decides: the same bits on every GPU.
-template <class F> auto with_weighing_cut(Operands operands, int width, F&& f) {
+// On Hopper, while a result of 64 rows fits the registers of a warp group, two groups a block and one block a multiprocessor:
+// 128 columns a product while the result leaves the registers, and as many slots as fit its 227 KiB.
+//                               width  BN stages
+using HopperHalfNarrow = HopperCut<Half, 64, 128, 4>;
+using HopperHalfMiddle = HopperCut<Half, 128, 128, 3>;
+using HopperHalfWide = HopperCut<Half, 256, 64, 4>;
+using HopperSplitNarrow = HopperCut<Split, 64, 128, 3>;
+using HopperSplitMiddle = HopperCut<Split, 128, 64, 3>;
+
+// Rows up to 256 wide are padded to 64, 128 or 256, others to a multiple of 64 (padded_width in Python).
+//
+// Calls f.operator()<Cut>() with the cut of a weighing sweep. By architecture only as far as Hopper's own: otherwise the same
+// bits on every GPU.
+template <class F> auto with_weighing_cut(Operands operands, int width, int arch, F&& f) {
+  const bool hopper = arch == 90;
   switch (operands) {
     case Operands::half:
-      if (width <= 64) return f.template operator()<HalfNarrow>();
-      if (width <= 128) return f.template operator()<HalfMiddle>();
-      if (width <= 256) return f.template operator()<HalfWide>();
+      if (width <= 64) return hopper ? f.template operator()<HopperHalfNarrow>() : f.template operator()<HalfNarrow>();
+      if (width <= 128) return hopper ? f.template operator()<HopperHalfMiddle>() : f.template operator()<HalfMiddle>();
+      if (width <= 256) return hopper ? f.template operator()<HopperHalfWide>() : f.template operator()<HalfWide>();
       return f.template operator()<HalfStreamed>();
     case Operands::split:
-      if (width <= 64) return f.template operator()<SplitNarrow>();
-      if (width <= 128) return f.template operator()<SplitMiddle>();
+      if (width <= 64) return hopper ? f.template operator()<HopperSplitNarrow>() : f.template operator()<SplitNarrow>();
+      if (width <= 128) return hopper ? f.template operator()<HopperSplitMiddle>() : f.template operator()<SplitMiddle>();
       return f.template operator()<SplitStreamed>();
     default: return f.template operator()<DoubleStreamed>();
   }
+}
+
+// Launches a weighing sweep by its rule, with a result or for what the rule itself stores.
+template <template <class> class Rule, bool RESULT = true, class Call> int launch_sweep(const Call& call, void* stream) {
+  const Matrix& m = call.matrix;
+  return with_weighing_cut(m.operands, m.width, m.arch, [&]<class Widest>() {
+    using Cut = std::conditional_t<RESULT, Widest, typename Widest::WithoutResult>;
+    return Cut::template launch<Rule<Cut>>(call, stream);
+  });
 }
 
 // The forward sweep has no result to keep in registers: a warp takes 32 rows, so that a column's operands serve two products.

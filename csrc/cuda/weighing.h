@@ -24,12 +24,14 @@ template <class Operands, int WARPS_, int MT_, int BN_, int BD_, bool WHOLE_, in
   static constexpr int X_PANEL = O::PIECES * BM * PANEL_BYTES, Y_PANEL = O::PIECES * BN * PANEL_BYTES;
 
   static constexpr int VECTOR = BN * int(sizeof(typename O::Real));
+  SSL_DEVICE static void sync() { __syncthreads(); }  // of the threads that have rows
   // Of shared memory: the rows that stay, and STAGES slots for what comes.
   static constexpr size_t shared(int width, int vectors) {
     const size_t panels = width / PANEL;
     const size_t slot = vectors * VECTOR + (WHOLE ? panels * Y_PANEL : X_PANEL + Y_PANEL);
     return (WHOLE ? panels * X_PANEL : 0) + STAGES * slot;
   }
+  template <class Rule, class Call> static int launch(const Call& call, void* stream);
 };
 
 // What a rule sees of its place: the warp's first row, and the lane's share of every tile.
@@ -39,7 +41,13 @@ struct Place {
   SSL_DEVICE int in_tile(int n, int e) const { return 8 * n + entry_column(lane, e); }
 };
 
-// Rule::VECTORS numbers of each column come along with its rows, from rule.vector(v)[column].
+// Numbers that come along with each column's rows, where a rule wants any: `count` of them, each `step` behind the last.
+template <class Real> struct ColumnVectors {
+  const Real* at;
+  int64_t step;
+  int count;  // at most Rule::VECTORS
+};
+
 template <class Cut, class Rule, class Call>
 __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(const Call call) {
   using O = typename Cut::O;
@@ -63,6 +71,7 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
 
   const Place place{first_row + warp * MT * 16, lane};
   Rule rule(call, place);
+  const auto vector = Rule::vectors(call);
   Diagonals<BM, BN> pairs(m, first_row, start);
   Entries<Real, MT, BN> s;
   Entries<Real, MT, BD ? BD : 8> out;
@@ -88,9 +97,9 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
       }
       if (Cut::WHOLE || ahead_unit == panels - 1) {
         constexpr int PIECES = Cut::VECTOR / 16;
-        for (int k = int(threadIdx.x); k < Rule::VECTORS * PIECES; k += Cut::THREADS)
-          if (const Real* from = rule.vector(k / PIECES))
-            copy_async16(slot + vectors_at + k * 16, reinterpret_cast<const char*>(from + column) + k % PIECES * 16);
+        for (int k = int(threadIdx.x); k < vector.count * PIECES; k += Cut::THREADS)
+          copy_async16(slot + vectors_at + k * 16,
+                       reinterpret_cast<const char*>(vector.at + k / PIECES * vector.step + column) + k % PIECES * 16);
       }
       if (++ahead_unit == units_a_tile) ahead_unit = 0, ++ahead_tile;
       ahead_slot = ahead_slot + 1 == STAGES ? 0 : ahead_slot + 1;
@@ -164,12 +173,16 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
   rule.store();
 }
 
-// The launch: blocks of rows, spans of columns, pieces of the width.
-template <class Cut, class Rule, class Call> int launch_weighing(const Call& call, void* stream) {
-  const Matrix& m = call.matrix;
+// Blocks of rows, spans of columns, pieces of the width.
+template <class Cut> dim3 weighing_grid(const Matrix& m, int span) {
   const auto blocks = [](int n, int of) { return unsigned((n + of - 1) / of); };
-  const dim3 grid(blocks(m.x.rows, Cut::BM), blocks(m.y.rows, call.span), Cut::BD ? blocks(m.width, Cut::BD ? Cut::BD : 1) : 1);
-  return launch(weighing_sweep<Cut, Rule, Call>, grid, Cut::THREADS, Cut::shared(m.width, Rule::VECTORS), stream, call);
+  return dim3(blocks(m.x.rows, Cut::BM), blocks(m.y.rows, span), Cut::BD ? blocks(m.width, Cut::BD ? Cut::BD : 1) : 1);
+}
+template <class Operands, int WARPS, int MT, int BN, int BD, bool WHOLE, int STAGES, int BLOCKS>
+template <class Rule, class Call>
+int Cut<Operands, WARPS, MT, BN, BD, WHOLE, STAGES, BLOCKS>::launch(const Call& call, void* stream) {
+  return cuda::launch(weighing_sweep<Cut, Rule, Call>, weighing_grid<Cut>(call.matrix, call.span), THREADS,
+                      shared(call.matrix.width, Rule::VECTORS), stream, call);
 }
 
 }  // namespace ssl::cuda

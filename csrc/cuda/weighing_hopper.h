@@ -1,0 +1,147 @@
+// The sweep that weighs, for Hopper: the same rules as in weighing.h, on products of warp groups.
+//
+// One warp copies tiles ahead, whole, as they lie in memory; groups of four warps own 64 rows each and never wait for each
+// other, so that one's exponentials run under another's products. A tile serves both products: along its rows for the
+// logits, across them for what they weigh. Weights go from registers into the second product.
+#pragma once
+#include "hopper.h"
+#include "weighing.h"
+
+namespace ssl::cuda {
+
+// WIDTH: of the rows, and of the result if there is one: all that a block needs of a row is in shared memory.
+template <class Operands, int WIDTH_, int BN_, int STAGES_, bool RESULT = true> struct HopperCut {
+  using O = Operands;
+  using WithoutResult = HopperCut<Operands, WIDTH_, BN_, STAGES_, false>;
+  static constexpr int WARPS = 8, MT = 1, BM = 128, WIDTH = WIDTH_, BN = BN_, BD = RESULT ? WIDTH_ : 0, STAGES = STAGES_;
+  static constexpr int WORKERS = 32 * WARPS, THREADS = WORKERS + 128;  // and the group of the warp that copies
+  static constexpr int PANEL = panel_width<typename O::Element>, PANELS = WIDTH / PANEL;
+  static constexpr int X_PANEL = O::PIECES * BM * PANEL_BYTES, Y_PANEL = O::PIECES * BN * PANEL_BYTES;
+  static constexpr int VECTOR = BN * int(sizeof(typename O::Real));
+  SSL_DEVICE static void sync() { sync_some(1, WORKERS); }
+
+  // Panels begin at multiples of 1,024 bytes, after which the swizzle repeats; so vectors and barriers come last.
+  static constexpr size_t shared(int vectors) {
+    return PANELS * X_PANEL + STAGES * (PANELS * Y_PANEL + size_t(vectors) * VECTOR + 2 * sizeof(uint64_t));
+  }
+  template <class Rule, class Call> static int launch(const Call& call, void* stream);
+};
+
+template <class Cut, class Rule, class Call>
+__global__ void __launch_bounds__(Cut::THREADS, 1) weighing_hopper(const Call call) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // elsewhere nobody launches it
+  using O = typename Cut::O;
+  using T = typename O::Element;
+  constexpr int BM = Cut::BM, BN = Cut::BN, BD = Cut::BD, STAGES = Cut::STAGES, PANELS = Cut::PANELS;
+  const Matrix& m = call.matrix;
+  const int first_row = int(blockIdx.x) * BM, start = int(blockIdx.y) * call.span;
+  const int tiles = (smaller(start + call.span, m.y.rows) - start + BN - 1) / BN;
+
+  char* const x = reinterpret_cast<char*>(shared_memory());
+  char* const slots = x + PANELS * Cut::X_PANEL;
+  char* const vectors = slots + STAGES * PANELS * Cut::Y_PANEL;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(vectors + STAGES * Rule::VECTORS * Cut::VECTOR);
+  uint64_t* const empty = full + STAGES;
+  if (threadIdx.x == 0) {
+    for (int k = 0; k < STAGES; ++k) arrival_init(full + k, 1), arrival_init(empty + k, Cut::WARPS);
+    arrival_init_fence();
+  }
+  __syncthreads();
+
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const Place place{first_row + warp * 16, lane};
+  if (warp >= Cut::WARPS) {
+    give_registers<24>();
+    if (warp > Cut::WARPS || lane > 0) return;
+    const T* const x_units = static_cast<const T*>(m.x.units);
+    const T* const y_units = static_cast<const T*>(m.y.units);
+    const auto vector = Rule::vectors(call);
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int k = tile % STAGES, column = start + tile * BN;
+      wait_for(empty + k, tile / STAGES % 2 ^ 1);
+      arrive_expecting(full + k, PANELS * (Cut::Y_PANEL + (tile ? 0 : Cut::X_PANEL)) + vector.count * Cut::VECTOR);
+      for (int p = 0; p < PANELS; ++p)
+        for (int piece = 0; piece < O::PIECES; ++piece) {
+          if (tile == 0)
+            copy_bulk(x + p * Cut::X_PANEL + piece * BM * PANEL_BYTES,
+                      x_units + (piece * m.low_offset + operand_index<T>(first_row, p * Cut::PANEL, m.width)),
+                      BM * PANEL_BYTES, full + k);
+          copy_bulk(slots + (k * PANELS + p) * Cut::Y_PANEL + piece * BN * PANEL_BYTES,
+                    y_units + (piece * m.low_offset + operand_index<T>(column, p * Cut::PANEL, m.width)),
+                    BN * PANEL_BYTES, full + k);
+        }
+      for (int v = 0; v < vector.count; ++v)
+        copy_bulk(vectors + (k * Rule::VECTORS + v) * Cut::VECTOR, vector.at + v * vector.step + column, Cut::VECTOR, full + k);
+    }
+    return;
+  }
+
+  take_registers<240>();
+  Rule rule(call, place);
+  Diagonals<BM, BN> pairs(m, first_row, start);
+  Entries<float, 1, BN> s;
+  Entries<float, 1, BD ? BD : 8> out;
+  out.clear();
+  const char* const own = x + warp / 4 * 64 * PANEL_BYTES;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int k = tile % STAGES;
+    const char* const y = slots + k * PANELS * Cut::Y_PANEL;
+    wait_for(full + k, tile / STAGES % 2);
+    group_fence();
+#pragma unroll
+    for (int p = 0; p < PANELS; ++p)
+#pragma unroll
+      for (int pass = O::PIECES == 2 ? 0 : 2; pass < 3; ++pass)  // low x high, high x low, high x high
+#pragma unroll
+        for (int d = 0; d < PANEL_BYTES; d += 32)
+          group_multiply<false>(reinterpret_cast<float(&)[BN / 2]>(s.at[0]),
+                                matrix_descriptor(own + p * Cut::X_PANEL + (pass == 0 ? BM * PANEL_BYTES : 0) + d, 0),
+                                matrix_descriptor(y + p * Cut::Y_PANEL + (pass == 1 ? BN * PANEL_BYTES : 0) + d, 0),
+                                p > 0 || pass > (O::PIECES == 2 ? 0 : 2) || d > 0);
+    group_commit();
+    group_wait<0>();
+
+    rule.weigh(s, out, reinterpret_cast<const float*>(vectors + k * Rule::VECTORS * Cut::VECTOR), start + tile * BN, pairs);
+    pairs.next();
+
+    if constexpr (BD > 0) {
+      const Weights<O, 1, BN> weights(s);
+      group_fence();
+#pragma unroll
+      for (int p = 0; p < PANELS; ++p)
+#pragma unroll
+          for (int pass = O::PIECES == 2 ? 0 : 2; pass < 3; ++pass)
+#pragma unroll
+            for (int step = 0; step < BN / 16; ++step)
+              group_multiply<true>(
+                  reinterpret_cast<float(&)[32]>(out.at[0][8 * p]), weights.at[pass == 0 ? O::PIECES - 1 : 0][0][step],
+                  matrix_descriptor(y + p * Cut::Y_PANEL + ((pass == 1 ? BN : 0) + step * 16) * PANEL_BYTES, 0), true);
+      group_commit();
+      group_wait<0>();
+    }
+    __syncwarp();
+    if (lane == 0) arrive(empty + k);
+  }
+
+  if constexpr (BD > 0) {
+    if (float* const received = static_cast<float*>(call.received)) {
+      rule.finish(out);
+#pragma unroll
+      for (int n = 0; n < BD / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          received[(int64_t(blockIdx.y) * m.x.padded + place.i(0, e)) * BD + place.in_tile(n, e)] = out.at[0][n][e];
+    }
+  }
+  rule.store();
+#endif
+}
+
+template <class Operands, int WIDTH, int BN, int STAGES, bool RESULT>
+template <class Rule, class Call>
+int HopperCut<Operands, WIDTH, BN, STAGES, RESULT>::launch(const Call& call, void* stream) {
+  return cuda::launch(weighing_hopper<HopperCut, Rule, Call>, weighing_grid<HopperCut>(call.matrix, call.span), THREADS,
+                      shared(Rule::VECTORS), stream, call);
+}
+
+}  // namespace ssl::cuda
