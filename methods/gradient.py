@@ -6,6 +6,7 @@ gives the same images, and leaves the generators so that dropout, too, draws the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,6 +18,13 @@ from methods.batch import Batch
 from methods.norms import frozen_statistics
 from methods.processes import world_size
 
+# Statistics of batches are each process's own, or, synchronised, the same everywhere: nothing to send before every
+# forward pass. Of the two names, torch 2.13 warns of the second, and torch before it does not know the first.
+BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,23 +42,23 @@ class Gradient:
         self.network: nn.Module = method
         if world_size() > 1:
             devices = [device] if device.type == "cuda" else None
-            # Statistics of batches are each process's own, or, synchronised, the same everywhere
-            self.network = DistributedDataParallel(method, devices, broadcast_buffers=False)
+            staged = hasattr(method, "before_step")  # not all of its parameters are trained all the time
+            self.network = DistributedDataParallel(method, devices, find_unused_parameters=staged, **{BUFFERS: False})
         self.device, self.dtype = device, PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.of = self.cached if whole else self.summed
 
     def summed(self, parts: Sequence[Callable[[], Batch]]) -> Tensor:
         """The mean of the losses of the micro-batches, each among its own samples only."""
-        total = torch.zeros((), device=self.device)
+        losses = []
         for part in parts:
             with self._exchange(part is parts[-1]):
                 batch = part()
                 with self._autocast():
                     loss = self.method.loss(self.network(batch), batch) / len(parts)
                 self.scaler.scale(loss).backward()
-            total += loss.detach()
-        return total
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def cached(self, parts: Sequence[Callable[[], Batch]]) -> Tensor:
         """The loss of the whole batch, and its exact gradient, in the memory of one micro-batch.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_kernels.losses.gather import gather_rows, world_size
+from methods.processes import from_all, world_size
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -34,7 +34,7 @@ class GatheredBatchNorm(_BatchNorm):
             return super().forward(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1 if d in dims else -1 for d in range(x.dim())]
-        rows = x.float()
+        rows = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = _mean_over_processes(rows.mean(dims))
         centred = rows - mean.view(shape)
         variance = _mean_over_processes(centred.square().mean(dims))
@@ -55,7 +55,7 @@ class GatheredBatchNorm(_BatchNorm):
 
 def _mean_over_processes(x: Tensor) -> Tensor:
     """With its gradient: what every process does with the mean comes back to all of them."""
-    return gather_rows(x[None], world_size()).mean(0)
+    return from_all(x[None]).mean(0)
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
@@ -79,7 +79,7 @@ def split(model: nn.Module, groups: int) -> nn.Module:
 def _replaced(model: nn.Module, make: Callable[[_BatchNorm], _BatchNorm]) -> nn.Module:
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
-            new = make(child)
+            new = make(child).to(child.running_mean)  # its device and dtype
             new.load_state_dict(child.state_dict())
             for mine, its in zip(new.parameters(), child.parameters(), strict=True):
                 mine.requires_grad_(its.requires_grad)

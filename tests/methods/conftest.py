@@ -40,6 +40,24 @@ def npz(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def pairs(npz: Path, tmp_path: Path) -> Path:
+    """The same images as files, with captions that say which are which, and their classes as labels."""
+    from PIL import Image
+
+    arrays = np.load(npz)
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    words = ("red upright stripes", "green level stripes", "blue diagonal line")
+    lines = ["file\tcaption\tlabel"]
+    for k, (image, label) in enumerate(zip(arrays["images"], arrays["labels"], strict=True)):
+        Image.fromarray(image).save(folder / f"{k}.png")
+        lines.append(f"{k}.png\t{words[label]} number {k}\t{words[label]}")
+    path = folder / "pairs.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
 def settings(npz: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Keyword arguments of a Config for a run of a second."""
 
@@ -59,5 +77,34 @@ def settings(npz: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "linear_probe": False,
         }
         return small | changes
+
+    return make
+
+
+@pytest.fixture
+def settings_of(settings: Callable, pairs: Path) -> Callable[..., dict[str, Any]]:
+    """``settings_of(name, **changes)``: the same for a method by name, with captions for those that need them."""
+    from methods.__main__ import METHODS
+
+    small = {
+        "hidden_dim": 32,
+        "projection_dim": 16,
+        "bottleneck_dim": 8,
+        "queue_size": 128,
+        "text_width": 16,
+        "text_layers": 1,
+        "text_heads": 2,
+        "tokenizer": "bpe",
+        "vocab_size": 300,
+        "context": 16,
+        "last_layer_epochs": 1,
+        "fine_tune_epochs": 1,
+    }
+
+    def make(name: str, **changes: Any) -> dict[str, Any]:
+        method = METHODS[name]
+        known = {key: value for key, value in small.items() if key in method.Config.__dataclass_fields__}
+        data = {"data": str(pairs)} if "captions" in getattr(method, "needs", ()) else {}
+        return settings(**data | known | changes)
 
     return make
