@@ -51,7 +51,7 @@ class TextEncoder(nn.Module):
         if self.training and self.word_dropout:
             x = x * (torch.rand(ids.shape, device=device) >= self.word_dropout)[..., None]
         # Nothing looks at what stands behind the end token: causality is all the masking there is
-        mask = nn.Transformer.generate_square_subsequent_mask(length, device=device)
+        mask = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
         x = self.blocks(x + self.positions[:length], mask=mask, is_causal=True)
         return x[torch.arange(len(x), device=device), ends]
 
