@@ -33,7 +33,9 @@ def test_a_header_names_the_columns_in_any_order(tmp_path: Path):
     lines = ["group\ttitle\tfilepath", *(f"{'ab'[k % 2]}\tcaption {k}\t{k}.png" for k in range(10))]
     data = load_data(str(written(tmp_path, lines)))
     assert data.classes == ("a", "b")
-    assert all(label == int(caption[-1]) % 2 for label, caption in zip(data.train.labels, data.train.captions))
+    assert all(
+        label == int(caption[-1]) % 2 for label, caption in zip(data.train.labels, data.train.captions, strict=True)
+    )
 
 
 def test_train_and_val_beside_each_other(tmp_path: Path):
@@ -48,8 +50,9 @@ def test_train_and_val_beside_each_other(tmp_path: Path):
 def test_pairs_that_show_or_say_the_same_share_an_id_and_a_part(tmp_path: Path):
     lines = ["0.png\ta cat", "1.png\ta cat", "1.png\tan animal", "2.png\tan animal", *PLAIN[3:]]
     data = load_data(str(written(tmp_path, lines)))
-    whole = [*zip(data.train.captions, data.train.ids.tolist()), *zip(data.test.captions, data.test.ids.tolist())]
-    assert len({id for caption, id in whole if "a" == caption[0]}) == 1
+    parts = data.train, data.test
+    whole = [pair for part in parts for pair in zip(part.captions, part.ids.tolist(), strict=True)]
+    assert len({id for caption, id in whole if caption.startswith("a")}) == 1
     assert len({id for _, id in whole}) == 8
     assert not set(data.train.ids.tolist()) & set(data.test.ids.tolist())
 
