@@ -31,6 +31,8 @@ class BYOL(nn.Module):
         """Width inside the projector and the predictor."""
         projection_dim: int = 256
         """Width of what the loss compares."""
+        projection_norm: bool = False
+        """Batch norm at the end of the projector, as SimSiam and MoCo v3 have it: all directions are used sooner."""
         predictor: bool = True
         """Without it, the projection itself is to be the other's: the embeddings collapse."""
         stop_gradient: bool = True
@@ -39,7 +41,8 @@ class BYOL(nn.Module):
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projector = mlp(encoder.dim, config.hidden_dim, config.projection_dim)
+        last = "norm" if config.projection_norm else "linear"
+        self.projector = mlp(encoder.dim, config.hidden_dim, config.projection_dim, last=last)
         self.predictor = mlp(config.projection_dim, config.hidden_dim, config.projection_dim)
         if not config.predictor:
             self.predictor = nn.Identity()

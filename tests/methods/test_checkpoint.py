@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,25 @@ def test_a_failed_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch: py
     assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_disk_that_is_full_halfway_leaves_the_last_good_one(tmp_path: Path):
+    """Really written, in a process that may not make files of more than 100 kB."""
+    path = tmp_path / "checkpoint.pt"
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from methods.checkpoint import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+save_checkpoint(Path(sys.argv[1]), {"epoch": 1, "weights": torch.ones(10_000)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+save_checkpoint(Path(sys.argv[1]), {"epoch": 2, "weights": torch.ones(100_000)})
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("the previous one is intact")
+    assert load_checkpoint(path)["epoch"] == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 def test_what_a_kill_left_half_written_is_in_nobodys_way(tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, {"epoch": 1})
@@ -43,6 +64,9 @@ def test_what_a_kill_left_half_written_is_in_nobodys_way(tmp_path: Path):
     assert load_checkpoint(path)["epoch"] == 1
     save_checkpoint(path, {"epoch": 2})
     assert load_checkpoint(path)["epoch"] == 2
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Danger:

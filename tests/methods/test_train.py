@@ -10,12 +10,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from methods.__main__ import METHODS
+from methods.config import Config
+from methods.encoders import Encoder
 from methods.log import Log, read_metrics
+from methods.moco import MoCo
 from methods.simclr import SimCLR
+from methods.supcon import SupCon
 from methods.train import Run, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,11 +158,65 @@ def test_accumulated_gradients_are_the_mean_over_the_micro_batches(settings: Cal
         torch.testing.assert_close(a, p.grad)
 
 
-def test_bfloat16_trains(settings: Callable, tmp_path: Path):
-    train(SimCLR, SimCLR.Config(**settings(precision="bf16", epochs=4)))
+@pytest.mark.parametrize(
+    ("precision", "more"), [("bf16", {}), ("bf16", {"accumulate": 2, "grad_cache": True}), ("fp16", {})]
+)
+def test_half_precision_trains(settings: Callable, tmp_path: Path, precision: str, more: dict):
+    train(SimCLR, SimCLR.Config(**settings(precision=precision, **more)))
     rows = read_metrics(tmp_path / "run", "train")
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert all(w.dtype != torch.bfloat16 for w in weights(tmp_path / "run").values())
+
+
+def test_fp16_goes_on_with_its_scale(settings: Callable):
+    many = settings(precision="fp16", epochs=2)
+    run = Run(SimCLR, SimCLR.Config(**many))
+    assert run.gradient.scaler.get_scale() == 2.0**16
+    run.method.loss = lambda z, batch: 1e30 * z[0].sum()  # its gradient overflows: no step, and half the scale
+    before = [p.clone() for p in run.method.parameters()]
+    run._step(0, torch.arange(32))
+    assert all(torch.equal(a, b) for a, b in zip(before, run.method.parameters(), strict=True))
+    run._save()
+    assert Run(SimCLR, SimCLR.Config(**many | {"resume": True})).gradient.scaler.get_scale() == 2.0**15
+
+
+def test_a_compiled_encoder_trains_to_the_same_weights(settings: Callable, tmp_path: Path, monkeypatch):
+    compiled = []
+
+    def traced(module: torch.nn.Module) -> None:
+        """As `compile`, without the minute that code generation takes."""
+        compiled.append(module)
+        compile_module(module, backend="eager")
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    for folder in ("plain", "compile"):
+        flag = {"compile": folder == "compile"}
+        train(MoCo, MoCo.Config(**settings(out=tmp_path / folder, epochs=1, queue_size=64, **flag)))
+    assert [type(module) for module in compiled] == [Encoder, Encoder]  # that of the keys too
+    one, other = weights(tmp_path / "plain"), weights(tmp_path / "compile")
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_the_second_pass_of_the_gradient_cache_is_the_first_one(settings: Callable):
+    """The same augmentations and the same dropout in both, and batch statistics that move once."""
+    run = Run(SimCLR, SimCLR.Config(**settings(accumulate=2, grad_cache=True, optimizer="sgd", lr=0.0)))
+    run.method.encoder = torch.nn.Sequential(run.method.encoder, torch.nn.Dropout(0.5))
+    embeddings = []
+    run.method.register_forward_hook(lambda module, inputs, output: embeddings.append(output[0].detach().clone()))
+    run._step(0, torch.arange(32))
+    assert len(embeddings) == 4
+    assert torch.equal(embeddings[0], embeddings[2]) and torch.equal(embeddings[1], embeddings[3])
+    norms = [m for m in run.method.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m.num_batches_tracked.item() for m in norms] == [2] * len(norms)
+
+
+def test_supcon_needs_labels(settings: Callable, npz: Path):
+    with np.load(npz) as arrays:
+        np.savez(npz, images=arrays["images"])
+    assert "data: expected labels in" in refused(SupCon.Config(**settings()), SupCon)
 
 
 def test_four_small_views_train(settings: Callable, tmp_path: Path):
@@ -183,9 +242,9 @@ def test_a_collapse_is_said(settings: Callable, capsys: pytest.CaptureFixture):
     assert "collapse" in capsys.readouterr().out
 
 
-def refused(config: SimCLR.Config) -> str:
+def refused(config: Config, method: type = SimCLR) -> str:
     with pytest.raises(ValueError, match="expected|holds") as error:
-        train(SimCLR, config)
+        train(method, config)
     assert "\n" not in str(error.value)
     return str(error.value)
 
