@@ -37,7 +37,8 @@ class CLIP(nn.Module):
         self.config = config
         self.encoder = encoder
         size = config.text_width, config.text_layers, config.text_heads
-        self.text_encoder = TextEncoder(tokenizer, *size, config.text_dropout, config.word_dropout)
+        dropout = config.text_dropout, config.word_dropout
+        self.text_encoder = TextEncoder(tokenizer, *size, config.text_pooling, *dropout)
         self.image_projection = nn.Linear(encoder.dim, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_width, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

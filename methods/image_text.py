@@ -45,6 +45,9 @@ class ImageTextConfig(config.Config):
     """Its layers."""
     text_heads: int = 8
     """Its attention heads."""
+    text_pooling: Literal["last", "mean"] = "last"
+    """last: what CLIP does, every token sees those before it and the end token is read. mean: every token sees all, and
+    their mean is read; learns faster where captions are few."""
     text_dropout: float = 0.0
     """Its dropout; for small data."""
     word_dropout: float = 0.0

@@ -63,20 +63,38 @@ def test_auto_is_open_clips_where_it_is_installed():
     assert ids[torch.arange(2), ends].eq(49407).all()
 
 
-def test_features_depend_neither_on_the_padding_nor_on_the_rest_of_the_batch(tokenizer: BytePairTokenizer):
-    encoder = TextEncoder(tokenizer, 16, 2, 2).eval()
+def encoder_of(tokenizer: BytePairTokenizer, pooling: str) -> TextEncoder:
+    """With branches that do something, as they do after training."""
+    encoder = TextEncoder(tokenizer, 16, 2, 2, pooling).eval()
+    for p in encoder.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return encoder
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_features_depend_neither_on_the_padding_nor_on_the_rest_of_the_batch(
+    tokenizer: BytePairTokenizer, pooling: str
+):
+    encoder = encoder_of(tokenizer, pooling)
     alone, among = encoder(["a red house"]), encoder(["two red boats on the blue sea", "a red house"])
     assert alone.shape == (1, 16)
     torch.testing.assert_close(alone[0], among[1])
 
 
-def test_the_order_of_the_words_matters(tokenizer: BytePairTokenizer):
-    a, b = TextEncoder(tokenizer, 16, 2, 2).eval()(["red blue house", "blue red house"])
-    assert (a - b).abs().max() > 1e-3
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_order_of_the_words_matters(tokenizer: BytePairTokenizer, pooling: str):
+    a, b = encoder_of(tokenizer, pooling)(["red blue house", "blue red house"])
+    assert (a - b).abs().max() > 1e-2
+
+
+def test_words_behind_the_end_are_not_read_and_those_before_it_are(tokenizer: BytePairTokenizer):
+    short, other, long = encoder_of(tokenizer, "last")(["red house", "blue house", "red house by the sea"])
+    assert (short - other).abs().max() > 1e-2
+    assert (short - long).abs().max() > 1e-2
 
 
 def test_dropped_words_only_in_training(tokenizer: BytePairTokenizer):
-    encoder = TextEncoder(tokenizer, 16, 1, 2, word_dropout=0.5)
+    encoder = TextEncoder(tokenizer, 16, 1, 2, "mean", word_dropout=0.5)
     assert not torch.equal(encoder(["a red house"]), encoder(["a red house"]))
     encoder.eval()
     assert torch.equal(encoder(["a red house"]), encoder(["a red house"]))
