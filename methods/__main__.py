@@ -33,7 +33,7 @@ def usage() -> str:
     lines += ["", "recipes (--recipe NAME):"]
     for name, methods in RECIPES.items():
         lines.append(f"  {name}: {', '.join(methods)}")
-    return "\n".join([*lines, "", "python -m methods METHOD --help lists every setting."])
+    return "\n".join([*lines, "", "python -m methods METHOD [--recipe NAME] --help lists every setting."])
 
 
 def parse(name: str, arguments: list[str]) -> Config:

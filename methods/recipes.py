@@ -1,7 +1,7 @@
 """Settings by name, for each method that has some. A flag beside ``--recipe`` wins over what stands here.
 
-The recipes for CPUs are measured in docs/methods.md; the others are the papers' settings, or those that are usual for
-the data set since.
+The recipes for CPUs are measured in docs/methods.md; the others, not measured here, are the papers' settings, or what
+has become usual for the data set since.
 """
 
 from __future__ import annotations
@@ -39,6 +39,36 @@ _DIGITS: dict[str, Any] = {
     "threads": 1,  # tensors too small to share: a second thread gains little and spins where cores are busy
 }
 
+# All of CIFAR-10 on one GPU: what the authors of MoCo and SimSiam published for it, and what is usual for the others
+_CIFAR10: dict[str, Any] = {
+    "epochs": 200,
+    "encoder": "resnet18-cifar",
+    "batch_size": 512,
+    "precision": "bf16",
+    "optimizer": "sgd",
+    "weight_decay": 5e-4,
+    "warmup_epochs": 10,
+    "crop": (0.2, 1.0),
+    "knn_every": 5,
+    "knn_k": 200,
+    "knn_temperature": 0.1,
+}
+# A folder of photographs on machines with many GPUs, as the papers have it, but for what only BYOL and MoCo v3 do to
+# one of the views (solarize, a blur of every image). A recipe's batch is that of all processes together.
+_PHOTOGRAPHS: dict[str, Any] = {
+    "epochs": 100,
+    "encoder": "torchvision:resnet50",
+    "image_size": 256,
+    "view_size": 224,
+    "precision": "bf16",
+    "blur": 0.5,
+    "knn_every": 10,
+    "knn_k": 200,
+    "knn_temperature": 0.1,
+}
+_LARGE_BATCH = _PHOTOGRAPHS | {"batch_size": 4096, "optimizer": "lars", "warmup_epochs": 10, "crop": (0.08, 1.0)}
+_SMALL_BATCH = _PHOTOGRAPHS | {"optimizer": "sgd", "weight_decay": 1e-4, "warmup_epochs": 0}
+
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10-small-cpu": {
         "simclr": _CIFAR10_SMALL | {"temperature": 0.2},
@@ -46,6 +76,26 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         | {"temperature": 0.2, "symmetric": True, "queue_size": 2048, "ema_momentum": 0.99, "bn_groups": 4},
         "byol": _CIFAR10_SMALL | {"hidden_dim": 512, "projection_dim": 128, "ema_momentum": 0.98},
         "supcon": _CIFAR10_SMALL | {"temperature": 0.1},
+    },
+    "cifar10-resnet18": {
+        "simclr": _CIFAR10 | {"lr": 0.24, "temperature": 0.2},
+        "moco": _CIFAR10
+        | {"lr": 0.06, "warmup_epochs": 0, "temperature": 0.1, "queue_size": 4096, "ema_momentum": 0.99}
+        | {"symmetric": True, "bn_groups": 8},
+        "byol": _CIFAR10 | {"lr": 0.24, "hidden_dim": 1024, "ema_momentum": 0.99},
+        "simsiam": _CIFAR10 | {"epochs": 800, "lr": 0.06, "warmup_epochs": 0},
+        "supcon": _CIFAR10 | {"epochs": 1000, "batch_size": 1024, "lr": 0.5, "weight_decay": 1e-4, "temperature": 0.1},
+    },
+    "cifar10-large-batch": {
+        "simclr": _CIFAR10
+        | {"batch_size": 4096, "optimizer": "lars", "lr": 4.8, "weight_decay": 1e-6, "temperature": 0.5},
+    },
+    "imagenet-resnet50": {
+        "simclr": _LARGE_BATCH | {"lr": 4.8, "weight_decay": 1e-6, "temperature": 0.1, "jitter": 1.0},
+        "moco": _SMALL_BATCH | {"epochs": 200, "batch_size": 256, "lr": 0.03},
+        "mocov3": _LARGE_BATCH | {"lr": 4.8, "weight_decay": 1.5e-6, "crop": (0.2, 1.0)},
+        "byol": _LARGE_BATCH | {"epochs": 1000, "lr": 3.2, "weight_decay": 1.5e-6},
+        "simsiam": _SMALL_BATCH | {"batch_size": 512, "lr": 0.1},
     },
     "digits": {"simclr": _DIGITS | {"temperature": 0.5}},
 }

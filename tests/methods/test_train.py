@@ -158,11 +158,9 @@ def test_accumulated_gradients_are_the_mean_over_the_micro_batches(settings: Cal
         torch.testing.assert_close(a, p.grad)
 
 
-@pytest.mark.parametrize(
-    ("precision", "more"), [("bf16", {}), ("bf16", {"accumulate": 2, "grad_cache": True}), ("fp16", {})]
-)
-def test_half_precision_trains(settings: Callable, tmp_path: Path, precision: str, more: dict):
-    train(SimCLR, SimCLR.Config(**settings(precision=precision, **more)))
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2, "grad_cache": True}], ids=["plain", "cached"])
+def test_bfloat16_trains(settings: Callable, tmp_path: Path, more: dict):
+    train(SimCLR, SimCLR.Config(**settings(precision="bf16", **more)))
     rows = read_metrics(tmp_path / "run", "train")
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert all(w.dtype != torch.bfloat16 for w in weights(tmp_path / "run").values())
@@ -171,11 +169,14 @@ def test_half_precision_trains(settings: Callable, tmp_path: Path, precision: st
 def test_fp16_goes_on_with_its_scale(settings: Callable):
     many = settings(precision="fp16", epochs=2)
     run = Run(SimCLR, SimCLR.Config(**many))
-    assert run.gradient.scaler.get_scale() == 2.0**16
+    loss_of, before = run.method.loss, [p.clone() for p in run.method.parameters()]
     run.method.loss = lambda z, batch: 1e30 * z[0].sum()  # its gradient overflows: no step, and half the scale
-    before = [p.clone() for p in run.method.parameters()]
+    assert run.gradient.scaler.get_scale() == 2.0**16
     run._step(0, torch.arange(32))
     assert all(torch.equal(a, b) for a, b in zip(before, run.method.parameters(), strict=True))
+    run.method.loss = loss_of
+    run._step(1, torch.arange(32))
+    assert not any(torch.equal(a, b) for a, b in zip(before, run.method.parameters(), strict=True))
     run._save()
     assert Run(SimCLR, SimCLR.Config(**many | {"resume": True})).gradient.scaler.get_scale() == 2.0**15
 
