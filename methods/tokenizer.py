@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from methods.encoders import import_torchvision
+
 CHOICES = ("auto", "open_clip", "bpe")
 PAD, START, END = "<pad>", "<start>", "<end>"
 
@@ -70,6 +72,7 @@ class OpenClipTokenizer:
     def __init__(self, context: int) -> None:
         if importlib.util.find_spec("open_clip") is None:
             raise ModuleNotFoundError("tokenizer: open_clip is not installed (pip install open_clip_torch)")
+        import_torchvision()  # which open_clip imports
         self.encode = importlib.import_module("open_clip").SimpleTokenizer(context_length=context)
         self.context, self.vocab_size = context, self.encode.vocab_size
 
