@@ -1,6 +1,7 @@
 // Every tile size of the CUDA kernels, in one table, with its reason.
 #pragma once
 #include "api.h"
+#include "forward_hopper.h"
 #include "weighing.h"
 #include "weighing_hopper.h"
 
@@ -70,7 +71,7 @@ template <class Operands, int WARPS_, int MT_, int BN_, bool WHOLE_, int STAGES_
   static constexpr int PANEL = panel_width<typename O::Element>;
   static constexpr int X_PANEL = O::PIECES * BM * PANEL_BYTES, Y_PANEL = O::PIECES * BN * PANEL_BYTES;
   static constexpr int SLOT = Y_PANEL + (WHOLE ? 0 : X_PANEL);
-  static constexpr int COLUMNS_FOUND = 2 * WARPS * 2 * BN * int(sizeof(typename O::Real));
+  static constexpr int COLUMNS_FOUND = 2 * WARPS * 2 * BN * int(sizeof(typename O::Real));  // two tiles of Sums::Found
   static constexpr size_t shared(int width) {
     return COLUMNS_FOUND + (WHOLE ? width / PANEL * size_t(X_PANEL) : 0) + STAGES * size_t(SLOT);
   }
@@ -82,11 +83,28 @@ using ForwardSplit = ForwardCut<Split,        4, 2,  32, true,  2, 2>;  // up to
 using ForwardSplitStreamed = ForwardCut<Split, 4, 2, 32, false, 2, 2>;
 using ForwardDouble = ForwardCut<Double,      4, 1,  32, false, 3, 2>;
 
-template <class F> auto with_forward_cut(Operands operands, int width, F&& f) {
+// On Hopper rows up to 256 wide stay, those of two blocks; wider ones are streamed. 128 columns are the fewest at which shared
+// memory keeps up with the products of two groups; two pieces are three products of what was read once.
+//                                          width  BN stages
+using HopperForwardHalf64 = HopperForwardCut<Half, 64, 128, 6>;
+using HopperForwardHalf128 = HopperForwardCut<Half, 128, 128, 6>;
+using HopperForwardHalf256 = HopperForwardCut<Half, 256, 128, 4>;
+using HopperForwardHalfStreamed = HopperForwardCut<Half, 0, 128, 5>;
+using HopperForwardSplit64 = HopperForwardCut<Split, 64, 128, 4>;
+using HopperForwardSplitStreamed = HopperForwardCut<Split, 0, 128, 3>;
+
+template <class F> auto with_forward_cut(Operands operands, int width, int arch, F&& f) {
+  const bool hopper = arch == 90;
   switch (operands) {
     case Operands::half:
+      if (hopper && width <= 64) return f.template operator()<HopperForwardHalf64>();
+      if (hopper && width <= 128) return f.template operator()<HopperForwardHalf128>();
+      if (hopper && width <= 256) return f.template operator()<HopperForwardHalf256>();
+      if (hopper) return f.template operator()<HopperForwardHalfStreamed>();
       return width <= 256 ? f.template operator()<ForwardHalf>() : f.template operator()<ForwardHalfStreamed>();
     case Operands::split:
+      if (hopper && width <= 64) return f.template operator()<HopperForwardSplit64>();
+      if (hopper) return f.template operator()<HopperForwardSplitStreamed>();
       return width <= 128 ? f.template operator()<ForwardSplit>() : f.template operator()<ForwardSplitStreamed>();
     default: return f.template operator()<ForwardDouble>();
   }
