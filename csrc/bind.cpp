@@ -10,6 +10,7 @@ PYBIND11_MODULE(_C, m) {
   ssl::bind_averaging(m);
   ssl::bind_distances(m);
   ssl::bind_ring(m);
+  ssl::bind_views(m);
   ssl::bind_within(m);
   ssl::bind_across(m);
 

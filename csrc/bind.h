@@ -35,6 +35,7 @@ void bind_aligned(pybind11::module_& m);
 void bind_averaging(pybind11::module_& m);
 void bind_distances(pybind11::module_& m);
 void bind_ring(pybind11::module_& m);
+void bind_views(pybind11::module_& m);
 void bind_within(pybind11::module_& m);
 
 }  // namespace ssl

@@ -48,7 +48,7 @@ def test_kernels_in_the_interpreter(name):
         ("80", ["self-half-128", "pairs-split-128"]),
         ("90", ["self-half-128", "self-split-128", "cross-half-128", "attend-half-128"]),
         ("100", ["self-split-128", "cross-half-256"]),
-        ("90", ["streams-half-256", "streams-split-256"]),
+        ("90", ["streams-half-256", "streams-split-256", "views-half-65536"]),
     ],
     ids=lambda p: f"sm_{p}" if isinstance(p, str) else "-".join(p),
 )

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.problems import clip, cosine, dcl, info_nce, nt_xent, siglip, spread, sup_con, t_simcne
+from benchmarks.problems import clip, cosine, dcl, dino, info_nce, nt_xent, siglip, spread, sup_con, t_simcne
 from benchmarks.problems.problem import EAGER, Loss, Problem
 from ssl_kernels import backends
 from ssl_kernels.losses import LOSSES
@@ -15,7 +15,7 @@ from ssl_kernels.testing import backends_for
 __all__ = ["EAGER", "PROBLEMS", "Loss", "Problem", "providers"]
 
 
-FILES = (nt_xent, clip, siglip, info_nce, dcl, sup_con, cosine, t_simcne, spread)
+FILES = (nt_xent, clip, siglip, info_nce, dcl, sup_con, cosine, t_simcne, spread, dino)
 
 
 def _all() -> dict[str, Problem]:

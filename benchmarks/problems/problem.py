@@ -26,6 +26,7 @@ class Problem:
         rivals: other ways to compute it, called with the same inputs, among them ``eager``, as most users write it.
             The rest are what an expert might try. Default: the loss's reference.
         compiled: those that are tried under ``torch.compile`` too.
+        compiled_at: the numbers of samples at which they are; compiling takes up to half a minute a size and dtype.
         sizes: ``(n, d)`` of the table; ``quick`` those for a look.
         inputs: ``inputs(n, d, dtype=, device=, generator=)``; default: the loss's own.
         features, parameters: which of the inputs ask for a gradient (parameters, made tensors); default: the features.
@@ -40,6 +41,7 @@ class Problem:
     loss: str
     rivals: Mapping[str, Loss] = field(default_factory=dict)
     compiled: tuple[str, ...] = (EAGER,)
+    compiled_at: tuple[int, ...] = (256, 4096)
     sizes: tuple[tuple[int, int], ...] = ((256, 128), (1024, 128), (4096, 128))
     quick: tuple[tuple[int, int], ...] = ((256, 128),)
     inputs: Callable[..., dict[str, Any]] | None = None

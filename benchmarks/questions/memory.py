@@ -23,7 +23,7 @@ def ask(losses: Collection[str] = PROBLEMS, quick: bool = False) -> Iterator[dic
     for loss in losses:
         problem = PROBLEMS[loss]
         large = [size for size in problem.sizes if size[0] >= 1024]
-        sizes = problem.quick if quick else large + [(LARGEST_N, d) for _, d in large[-1:]]
+        sizes = problem.quick if quick else large + [(LARGEST_N, d) for _, d in large[-1:]] or problem.sizes
         for n, d in sizes:
             for dtype in (torch.float32, torch.bfloat16):
                 for name in providers(loss, compiled=not quick and n <= 4096):

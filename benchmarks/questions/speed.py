@@ -41,8 +41,7 @@ def jobs(losses: Collection[str], quick: bool) -> list[Job]:
 
 def ask(losses: Collection[str] = PROBLEMS, quick: bool = False) -> Iterator[dict[str, Any]]:
     for job in jobs(losses, quick):
-        # compiling costs up to half a minute a size and dtype: only where someone reads the result
-        compiled = not quick and job.n in (256, 4096)
+        compiled = not quick and job.n in PROBLEMS[job.loss].compiled_at
         yield from measure(job, providers(job.loss, compiled=compiled), rounds=3 if quick else 15)
 
 

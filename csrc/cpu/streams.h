@@ -1,8 +1,9 @@
-// What goes through memory once: the functions of one instruction set for averages, queues and pairs of rows.
+// What goes through memory once: the functions of one instruction set for averages, queues, pairs of rows and views.
 #pragma once
 #include "aligned.h"
 #include "averaging.h"
 #include "ring.h"
+#include "views.h"
 
 namespace ssl {
 
@@ -14,6 +15,8 @@ struct Streams {
   // rows [begin, end) of x and y
   void (*cosine)(const CosineCall&, int64_t begin, int64_t end);
   void (*cosine_backward)(const CosineBackwardCall&, int64_t begin, int64_t end);
+  // all views of sample b; scratch: a row of `padded` elements a teacher, and one more
+  void (*views)(const ViewsCall&, int64_t b, void* scratch, int64_t padded);
 };
 
 }  // namespace ssl

@@ -4,9 +4,10 @@
 #include "averaging_spans.h"
 #include "ring_rows.h"
 #include "streams.h"
+#include "views_rows.h"
 
 namespace ssl::SSL_ISA {
 
-inline const Streams streams{average_span, enqueue_rows, cosine_rows, cosine_backward_rows};
+inline const Streams streams{average_span, enqueue_rows, cosine_rows, cosine_backward_rows, views_of_sample};
 
 }  // namespace ssl::SSL_ISA

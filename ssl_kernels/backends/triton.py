@@ -35,6 +35,7 @@ if why_not() is None:
     from ssl_kernels.backends.triton_kernels.neighbours import nearest
     from ssl_kernels.backends.triton_kernels.pairwise import pair_softplus
     from ssl_kernels.backends.triton_kernels.ring import enqueue_
+    from ssl_kernels.backends.triton_kernels.views import view_cross_entropy, view_cross_entropy_backward
     from ssl_kernels.backends.triton_kernels.within import self_lse, self_lse_backward
 
     __all__ = [
@@ -52,5 +53,7 @@ if why_not() is None:
         "self_lse_backward",
         "student_lse",
         "student_lse_backward",
+        "view_cross_entropy",
+        "view_cross_entropy_backward",
         "why_not",
     ]

@@ -4,6 +4,8 @@ from ssl_kernels.losses import (
     byol,
     clip,
     dcl,
+    dino,
+    ibot,
     info_nce,
     koleo,
     negative_cosine,
@@ -15,8 +17,11 @@ from ssl_kernels.losses import (
     uniformity,
 )
 from ssl_kernels.losses.byol import *  # noqa: F403
+from ssl_kernels.losses.center import *  # noqa: F403
 from ssl_kernels.losses.clip import *  # noqa: F403
 from ssl_kernels.losses.dcl import *  # noqa: F403
+from ssl_kernels.losses.dino import *  # noqa: F403
+from ssl_kernels.losses.ibot import *  # noqa: F403
 from ssl_kernels.losses.info_nce import *  # noqa: F403
 from ssl_kernels.losses.koleo import *  # noqa: F403
 from ssl_kernels.losses.negative_cosine import *  # noqa: F403
@@ -27,5 +32,8 @@ from ssl_kernels.losses.sup_con import *  # noqa: F403
 from ssl_kernels.losses.t_simcne import *  # noqa: F403
 from ssl_kernels.losses.uniformity import *  # noqa: F403
 
-LOSSES = (nt_xent, clip, siglip, info_nce, dcl, sup_con, negative_cosine, byol, simsiam, t_simcne, koleo, uniformity)
+LOSSES = (
+    nt_xent, clip, siglip, info_nce, dcl, sup_con, negative_cosine, byol, simsiam, t_simcne, koleo, uniformity,
+    dino, ibot,
+)  # fmt: skip
 SPECS = {spec.name: spec for loss in LOSSES for spec in (loss.SPEC, *loss.SPEC.variants)}

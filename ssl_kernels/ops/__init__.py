@@ -23,6 +23,7 @@ from ssl_kernels.ops.distances import student_lse
 from ssl_kernels.ops.neighbours import nearest
 from ssl_kernels.ops.pairwise import pair_softplus
 from ssl_kernels.ops.ring import enqueue_
+from ssl_kernels.ops.views import view_cross_entropy, view_cross_entropy_sum
 from ssl_kernels.ops.within import mean_log_share, self_lse, softplus_mean
 
 __all__ = [
@@ -46,4 +47,6 @@ __all__ = [
     "self_lse",
     "softplus_mean",
     "student_lse",
+    "view_cross_entropy",
+    "view_cross_entropy_sum",
 ]

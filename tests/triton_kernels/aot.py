@@ -36,6 +36,7 @@ from ssl_kernels.backends.triton_kernels import (
     pairwise,
     ring,
     tiles,
+    views,
     within,
 )
 
@@ -51,6 +52,7 @@ CONFIGURATIONS = (
     *(f"attend-{name}" for name in (*WIDTHS, "half-128-raw")),
     *(f"pairs-{name}" for name in WIDTHS),
     *(f"streams-{name}" for name in ("half-256", "split-256", "double-256")),
+    *(f"views-{name}" for name in ("half-65536", "split-65536", "double-65536")),
     *(f"points-{name}" for name in ("half-128", "split-2", "split-128", "double-2")),
 )
 # What one block may take on the smallest chip of each generation: sm_86, sm_90, sm_100.
@@ -124,6 +126,8 @@ def compile_all(arch: int, configurations: tuple[str, ...] | list[str]) -> list[
 
 
 def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) -> None:
+    if operation == "views":
+        return _launch_views(dtype, width)
     x, y = torch.zeros(8192, width, dtype=dtype), torch.zeros(16384, width, dtype=dtype)
     scale = torch.tensor(10.0, dtype=dtype)
     if operation == "self":
@@ -151,6 +155,17 @@ def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) 
         # an average of 16 bits is rounded at random; beside it a tensor of integers
         wide, rounding = torch.zeros(1, dtype=torch.int64), torch.tensor([0, 0]) if dtype == torch.bfloat16 else None
         averaging.average_([x, wide], [x, wide], torch.tensor(0.9), 0.0, 1, rounding)
+
+
+def _launch_views(dtype: torch.dtype, width: int) -> None:
+    """Ten views of eight images, two of them the teacher's; then probabilities of every patch."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    student, teacher, center = torch.zeros(80, width, dtype=dtype), torch.zeros(16, width, dtype=dtype), None
+    for temp in (0.04, None):
+        center = torch.zeros(1, width, dtype=wide) if temp else None
+        args = [student], [teacher], center, 8, 0.1, temp, False
+        value, kept = views.view_cross_entropy(*args)
+        views.view_cross_entropy_backward(value, *args, kept, True, temp is None)
 
 
 def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:

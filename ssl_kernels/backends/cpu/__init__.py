@@ -9,6 +9,11 @@ from ssl_kernels.backends.cpu.distances import nearest, student_lse, student_lse
 from ssl_kernels.backends.cpu.native import why_not
 from ssl_kernels.backends.cpu.pairwise import pair_softplus
 from ssl_kernels.backends.cpu.ring import enqueue_
+from ssl_kernels.backends.cpu.views import (
+    view_cross_entropy,
+    view_cross_entropy_at_once,
+    view_cross_entropy_backward,
+)
 from ssl_kernels.backends.cpu.within import self_lse, self_lse_backward, softplus_mean
 
 __all__ = [
@@ -26,6 +31,9 @@ __all__ = [
     "softplus_mean",
     "student_lse",
     "student_lse_backward",
+    "view_cross_entropy",
+    "view_cross_entropy_at_once",
+    "view_cross_entropy_backward",
     "why_not",
 ]
 

@@ -9,6 +9,7 @@ from ssl_kernels.backends.reference.aligned import cosine, cosine_backward
 from ssl_kernels.backends.reference.averaging import average_
 from ssl_kernels.backends.reference.distances import nearest, student_lse, student_lse_backward
 from ssl_kernels.backends.reference.ring import enqueue_
+from ssl_kernels.backends.reference.views import view_cross_entropy, view_cross_entropy_backward
 from ssl_kernels.backends.reference.within import self_lse, self_lse_backward
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "self_lse_backward",
     "student_lse",
     "student_lse_backward",
+    "view_cross_entropy",
+    "view_cross_entropy_backward",
 ]
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
