@@ -24,7 +24,8 @@ class Config:
     # ------------------------------------------------------------------------------------------------------- data
     data: str
     """An image folder (DIR/CLASS/*.jpg, or DIR/{train,test}/CLASS/*.jpg), an .npz of `images` uint8 [N, H, W, C] and
-    `labels`, a folder with train.npz and test.npz, or digits; cifar10:ROOT and stl10:ROOT through torchvision."""
+    `labels`, a folder with train.npz and test.npz, or digits; cifar10:ROOT and stl10:ROOT through torchvision; for
+    methods with captions a .tsv of image file and caption, or a folder with train.tsv and val.tsv."""
     image_size: int | None = None
     """Side in pixels to which folder images are resized and centre-cropped; default: that of the first, at most 224."""
     skip_broken: bool = False
