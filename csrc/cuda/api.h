@@ -90,8 +90,45 @@ struct Softplus {
 };
 int softplus(const Softplus& call, void* stream);
 
+// ------------------------------------------------------------------------------------------- neighbours and distances
+// For every row of x the index of the row of y with the largest product; of equal ones the first.
+struct Nearest {
+  Matrix matrix;   // step: the column that row 0 leaves out, y.rows or more for none
+  void* products;  // reals [spans][x.padded]
+  int* indices;    // [spans][x.padded]
+  int span;
+  int64_t* index;  // [x.rows]
+};
+int nearest(const Nearest& call, void* stream);
+
+// The similarities 1 / (1 + 2 T d2 / dof)^((dof + 1) / 2) and exp(-T d2) of points to each other.
+enum class Falloff : int { cauchy, student, gaussian };
+struct Points {
+  const void* points;  // reals [width][rows]
+  bool doubles;
+  int rows, width, period;
+  Falloff falloff;
+  Number scale;  // T is multiplier times it
+  double multiplier, dof;
+};
+// Row log-sum-exp over the points of other samples, and what its rounding lost.
+struct PointSums {
+  Points points;
+  void *neg, *low;  // reals [rows]
+};
+int point_sums(const PointSums& call, void* stream);
+
+// received[d, i] = sum_j A_ij (z_i - z_j)_d and moments[i] = sum_j A_ij d2_ij, A what a pair weighs by its two rows.
+struct PointGradients {
+  Points points;
+  const void *neg, *low, *dneg;  // reals [rows]
+  void *near, *weight;           // reals [rows]: where a row counts from so that its sum is one, and its gradient
+  void *received, *moments;      // reals [width][rows], [rows]
+};
+int point_gradients(const PointGradients& call, void* stream);
+
 // --------------------------------------------------------------------------------------------------------------- rows
-constexpr int MAX_INPUTS = 8;
+constexpr int MAX_INPUTS = 16;  // eight of either side
 
 // Embeddings as they came in, one below the other from row `first` of the operand buffer on.
 struct Input {
@@ -255,6 +292,7 @@ int cosine_backward(const CosineBackward& call, void* stream);
 // -------------------------------------------------------------------------------------------------------- the machine
 int driver_version();   // 13000 for CUDA 13.0; 0 without a driver
 int runtime_version();  // what this module was built with
+int runs_here();        // 0, or the code that says why these kernels do not run on the current device
 const char* error_text(int code);
 
 }  // namespace ssl::cuda
