@@ -19,6 +19,7 @@ from methods.image_text import ImageTextConfig
 from methods.processes import from_all, rank
 from methods.tokenizer import Tokenizer
 from ssl_kernels import siglip_loss
+from ssl_kernels.losses.classes import class_sizes, class_sums, dense_classes
 
 
 class SigLIP(CLIP):
@@ -33,16 +34,18 @@ class SigLIP(CLIP):
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
     def loss(self, embeddings: list[Tensor], batch: Batch) -> Tensor:
-        *views, texts, negatives = embeddings
-        scale, n = self.logit_scale.exp(), len(texts)
-        own, texts, negatives = from_all(batch.ids), from_all(texts), from_all(negatives)
+        *views, own, negatives = embeddings
+        n, offset = len(own), rank() * len(own)
+        texts, negatives = from_all(own), from_all(negatives)
         columns = torch.cat([texts, negatives[negatives.any(1)]])
-        others = batch.ids[:, None] == own  # of the same id, but not the image's own caption: those siglip_loss knows
-        others[:, rank() * n : rank() * n + n].fill_diagonal_(False)
-        image, text = others.nonzero(as_tuple=True)
-        total = 0.0
+        # siglip_loss takes an image's own caption for its only positive. With one more, softplus(s) should have been
+        # softplus(-s) = softplus(s) - s: linear, so that all of them together need the sum over the id and no matrix
+        ids = dense_classes(torch.cat([batch.ids, from_all(batch.ids)]))
+        mine, everyones = ids[:n], ids[n:]
+        others = class_sums(texts, everyones, len(ids))[mine] - own
+        count = (class_sizes(everyones, len(ids))[mine] - 1).sum()
+        scale, bias, total = self.logit_scale.exp(), self.logit_bias, 0.0
         for x in views:
-            loss = siglip_loss(x, columns, scale, self.logit_bias, offset=rank() * n, backend=self.config.backend)
-            # softplus(s) became softplus(-s) = softplus(s) - s
-            total += loss - (scale * (x[image] * texts[text]).sum() + self.logit_bias * len(image)) / n
+            loss = siglip_loss(x, columns, scale, bias, offset=offset, backend=self.config.backend)
+            total += loss - (scale * (x * others).sum() + bias * count) / n
         return total / len(views)
