@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from methods.__main__ import METHODS
 from methods.log import read_metrics
 from methods.norms import GatheredBatchNorm, SplitBatchNorm, frozen_statistics, split
+from methods.processes import mean_over_processes
+from methods.simclr import SimCLR
 from methods.train import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,36 +42,37 @@ def in_float64(method: type[nn.Module]) -> type[nn.Module]:
     return Exact
 
 
-def train_all(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Losses and final weights of every method after two steps, in float64."""
-    found = {}
-    for name, method in METHODS.items():
-        run = Run(in_float64(method), method.Config(**settings[name]))
-        run.augment = of_images_alone
-        losses = []
-        for step, rows in zip(range(STEPS), run._order(0), strict=False):
-            loss = run._step(step, rows)
-            if dist.is_initialized():
-                dist.all_reduce(loss)
-                loss /= dist.get_world_size()
-            losses.append(loss.item())
-        state = dict(run.method.named_parameters()) | dict(run.method.named_buffers())
-        found[name] = {"losses": losses} | {key: value.tolist() for key, value in state.items()}
-    return found
+def trained(name: str, settings: dict[str, Any], frozen: bool) -> dict[str, Any]:
+    """Losses and weights after two steps, in float64; ``frozen``: batch norms without batches."""
+    run = Run(in_float64(METHODS[name]), METHODS[name].Config(**settings))
+    run.augment = of_images_alone
+    run.method.train(not frozen)
+    losses = []
+    for step, rows in zip(range(STEPS), run._order(0), strict=False):
+        losses.append(mean_over_processes(run._step(step, rows)).item())
+    state = dict(run.method.named_parameters()) | dict(run.method.named_buffers())
+    return {"losses": losses} | {key: value.tolist() for key, value in state.items()}
+
+
+def train_all(settings: dict[str, dict[str, Any]], cut: dict[str, Any]) -> dict[str, Any]:
+    """Every method; and some whose batches are ``cut``, with a queue and with parameters of the loss among them."""
+    found = {name: trained(name, settings[name], frozen=False) for name in METHODS}
+    more = {f"{name}, cached": trained(name, settings[name] | cut, frozen=True) for name in ("simclr", "moco", "clip")}
+    return found | more
 
 
 def process(rank: int, file: str, settings: dict[str, Any], results: multiprocessing.Queue) -> None:
     try:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-        results.put((rank, train_all(settings)))
+        results.put((rank, train_all(settings, {"accumulate": 2, "grad_cache": True})))
         dist.destroy_process_group()
     except BaseException:
         results.put((rank, traceback.format_exc()))
 
 
 def test_two_processes_have_the_losses_and_weights_of_one(settings_of: Callable, tmp_path: Path):
-    """Every method: batch statistics, negatives, queues and gradients are those of the whole batch."""
+    """Every method: batch statistics, negatives, queues and gradients are those of the whole batch, cached or not."""
     plain = {"optimizer": "sgd", "momentum": 0.0, "sync_batch_norm": True}
     settings = {name: settings_of(name, **plain) for name in METHODS}
     context = multiprocessing.get_context("spawn")
@@ -77,7 +80,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(settings_of: Callable,
     started = [context.Process(target=process, args=(r, file, settings, results), daemon=True) for r in (0, 1)]
     for p in started:
         p.start()
-    one = train_all(settings)
+    one = train_all(settings, {})
     for answer in [results.get(timeout=240)[1] for _ in started]:
         assert not isinstance(answer, str), answer
         for name, expected in one.items():
@@ -107,6 +110,9 @@ def test_torchrun_sees_what_one_process_sees_in_two_micro_batches(settings: Call
     assert [r["step"] for r in two] == [r["step"] for r in one] == list(range(4))
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-3)
     assert len(read_metrics(tmp_path / "two", "eval")) == 2
+    with pytest.raises(ValueError, match=r"processes 2 \(now 1\)"):
+        resumed = {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "sync_batch_norm": False, "device": "cpu"}
+        Run(SimCLR, SimCLR.Config(**settings(out=tmp_path / "two", resume=True, **resumed)))
 
 
 # -------------------------------------------------------------------------------------------------------- batch norms
