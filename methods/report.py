@@ -99,7 +99,10 @@ class Report:
         self.config = config
         at = settings.checkpoint
         self.out = settings.out or (at if at.is_dir() else at.parent)
+        # What can be missing is asked for now, and not after the long fine-tuning
+        pictures.pyplot()
         self.data = self._load(settings.data or config.data)
+        self.others = {source: self._load(source) for source in settings.transfer}
         self.out.mkdir(parents=True, exist_ok=True)
         self.drawn: list[str] = []
 
@@ -112,26 +115,18 @@ class Report:
         results["views"] = self._views()
         if hasattr(self.method, "measure"):
             results["of_the_method"] = self.method.measure(data, self.out)
-        results["transfer"] = {}
-        for source in self.settings.transfer:
-            other = self._load(source)
-            results["transfer"][source] = {
-                "data": _described(other),
-                "features": self._frozen(other, self._features(other)),
-            }
+        results["transfer"] = {
+            source: {"data": _described(other), "features": self._frozen(other, self._features(other))}
+            for source, other in self.others.items()
+        }
         self._pictures(features, results)
         return results
 
     def _load(self, source: str) -> Data:
         """The data set, in the size and with the channels that the encoder knows."""
         channels, size, _ = self.shape
-        folder = Path(source).is_dir() or source.endswith(".tsv")
-        data = load_data(
-            source,
-            image_size=size if folder else None,
-            skip_broken=self.settings.skip_broken,
-            progress=self.settings.progress,
-        )
+        settings = self.settings
+        data = load_data(source, image_size=size, skip_broken=settings.skip_broken, progress=settings.progress)
         if data.labelled:
             _check_classes(data, source)
         parts = [replace(part, images=_fitted(part.images, channels, size)) for part in (data.train, data.test)]
