@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+from methods.ablations import Ablations, ablations
 from methods.byol import BYOL
 from methods.clip import CLIP
 from methods.config import Config
+from methods.curves import Curves, curves
 from methods.demo import Demo, demo
 from methods.moco import MoCo
 from methods.mocov3 import MoCoV3
+from methods.processes import rank
 from methods.recipes import RECIPES
 from methods.report import Evaluate, evaluate
 from methods.siglip import SigLIP
@@ -24,12 +29,18 @@ from methods.train import train
 METHODS = {
     method.__name__.lower(): method for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, SupCon, CLIP, SigLIP, TSimCNE)
 }
+OTHERS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "evaluate": (Evaluate, partial(evaluate, methods=METHODS)),
+    "ablations": (Ablations, ablations),
+    "curves": (Curves, curves),
+    "demo": (Demo, demo),
+}
 
 
 def usage() -> str:
     lines = ["usage: python -m methods METHOD --data DATA [--epochs N] [...]", "", "methods:"]
-    lines += [f"  {name:8} {method.Config.__doc__}" for name, method in METHODS.items()]
-    lines += ["", "others:", f"  evaluate {Evaluate.__doc__}", f"  demo     {Demo.__doc__}"]
+    lines += [f"  {name:9} {method.Config.__doc__}" for name, method in METHODS.items()]
+    lines += ["", "others:", *(f"  {name:9} {settings.__doc__}" for name, (settings, _) in OTHERS.items())]
     lines += ["", "recipes (--recipe NAME):"]
     for name, methods in RECIPES.items():
         lines.append(f"  {name}: {', '.join(methods)}")
@@ -70,14 +81,13 @@ def _recipe_named(arguments: list[str]) -> str | None:
 
 
 def run(name: str, arguments: list[str]) -> None:
-    if name == "demo":
-        demo(_tyro().cli(Demo, args=arguments, prog="python -m methods demo"))
-        return
-    if name == "evaluate":
-        evaluate(_tyro().cli(Evaluate, args=arguments, prog="python -m methods evaluate"), METHODS)
+    if name in OTHERS:
+        settings, start = OTHERS[name]
+        start(_tyro().cli(settings, args=arguments, prog=f"python -m methods {name}"))
         return
     results = train(METHODS[name], parse(name, arguments))
-    print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in results.items()))
+    if rank() == 0:
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in results.items()))
 
 
 def main(arguments: list[str]) -> None:
@@ -85,8 +95,8 @@ def main(arguments: list[str]) -> None:
         print(usage())
         return
     name, *rest = arguments
-    if name not in METHODS and name not in ("evaluate", "demo"):
-        known = f"{', '.join(METHODS)}, evaluate or demo"
+    if name not in METHODS | OTHERS:
+        known = ", ".join(METHODS | OTHERS)
         sys.exit(f"error: method: expected {known}, got {name!r} (python -m methods --help)")
     try:
         run(name, rest)
@@ -95,7 +105,7 @@ def main(arguments: list[str]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped" if name == "evaluate" else "stopped; --resume goes on from the last checkpoint")
+        sys.exit("stopped" if name in OTHERS else "stopped; --resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

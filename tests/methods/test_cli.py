@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from methods.__main__ import METHODS, main, parse
+from methods.__main__ import METHODS, OTHERS, main, parse
 from methods.config import check
 from methods.recipes import RECIPES
 
@@ -25,7 +25,7 @@ def stopped(*arguments: str) -> str:
 def test_help_lists_methods_and_recipes(capsys: pytest.CaptureFixture):
     main(["--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in (*METHODS, *RECIPES, "demo"))
+    assert all(name in text for name in (*METHODS, *RECIPES, *OTHERS))
 
 
 @pytest.mark.parametrize("name", sorted([*METHODS, "demo"]))
