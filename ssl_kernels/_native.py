@@ -1,10 +1,11 @@
-"""The compiled module, or the reason why there is none."""
+"""The compiled modules, or the reasons why there are none."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import json
+import sys
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -12,18 +13,20 @@ from typing import Any
 
 
 @lru_cache(maxsize=None)
-def load() -> tuple[ModuleType | None, str | None]:
-    """``(module, None)``, or ``(None, why)`` where it was not built or does not load."""
-    if importlib.util.find_spec("ssl_kernels._C") is None:
-        return None, f"the C++ kernels were not built: {build_info().get('reason') or 'run pip install . again'}"
+def load(name: str = "_C") -> tuple[ModuleType | None, str | None]:
+    """``(module, None)``, or ``(None, why)`` where it was not built or does not load: ``_C`` or ``_cuda``."""
+    module = f"ssl_kernels.{name}"
+    what, record = ("C++", build_info()) if name == "_C" else ("CUDA", build_info().get("cuda", {}))
+    if module not in sys.modules and importlib.util.find_spec(module) is None:
+        return None, f"the {what} kernels were not built: {record.get('reason') or 'run pip install . again'}"
     try:
-        return importlib.import_module("ssl_kernels._C"), None
+        return importlib.import_module(module), None
     except ImportError as error:
-        return None, f"the C++ kernels do not load: {error}"
+        return None, f"the {what} kernels do not load: {error}"
 
 
 def build_info() -> dict[str, Any]:
-    """What the build recorded (``_build.json``): extension, reason, isas, openmp, compiler; empty if there is none."""
+    """What the build recorded (``_build.json``): extension, reason, isas, openmp, compiler, cuda; or nothing."""
     try:
         return json.loads(Path(__file__).with_name("_build.json").read_text())
     except (OSError, ValueError):

@@ -125,7 +125,7 @@ def test_a_planted_fault_is_found(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("ssl_kernels.backends.triton_kernels.launch", "import triton"),
+        ("ssl_kernels.backends.triton_kernels.kernels", "import triton"),
         ("ssl_kernels.ops", "from ssl_kernels import backends"),
         ("ssl_kernels.losses.nt_xent", "from . import spec"),
         ("methods.simclr", "from ssl_kernels import NTXentLoss\nimport kornia"),

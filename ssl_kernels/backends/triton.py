@@ -28,15 +28,23 @@ def why_not() -> str | None:
 
 
 if why_not() is None:
-    from ssl_kernels.backends.triton_kernels.across import attend_lse, cross_lse, cross_lse_backward
+    from functools import partial
+
+    from ssl_kernels.backends.gpu import across, pairwise, within
+    from ssl_kernels.backends.triton_kernels import kernels
     from ssl_kernels.backends.triton_kernels.aligned import cosine, cosine_backward
     from ssl_kernels.backends.triton_kernels.averaging import average_
     from ssl_kernels.backends.triton_kernels.distances import student_lse, student_lse_backward
     from ssl_kernels.backends.triton_kernels.neighbours import nearest
-    from ssl_kernels.backends.triton_kernels.pairwise import pair_softplus
     from ssl_kernels.backends.triton_kernels.ring import enqueue_
     from ssl_kernels.backends.triton_kernels.views import view_cross_entropy, view_cross_entropy_backward
-    from ssl_kernels.backends.triton_kernels.within import self_lse, self_lse_backward
+
+    self_lse = partial(within.self_lse, kernels)
+    self_lse_backward = partial(within.self_lse_backward, kernels)
+    cross_lse = partial(across.cross_lse, kernels)
+    cross_lse_backward = partial(across.cross_lse_backward, kernels)
+    attend_lse = partial(across.attend_lse, kernels)
+    pair_softplus = partial(pairwise.pair_softplus, kernels)
 
     __all__ = [
         "DEVICES",

@@ -26,18 +26,16 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
+from ssl_kernels.backends.gpu import across, launch, pairwise, within
 from ssl_kernels.backends.triton_kernels import (
-    across,
     aligned,
     averaging,
     distances,
-    launch,
+    kernels,
     neighbours,
-    pairwise,
     ring,
     tiles,
     views,
-    within,
 )
 
 TABLE = Path(__file__).parents[2] / "docs" / "triton-aot.md"
@@ -132,16 +130,16 @@ def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) 
     scale = torch.tensor(10.0, dtype=dtype)
     if operation == "self":
         args = [x, x], scale, 1.0, 8192, normalize
-        neg, pos, top = within.self_lse(*args)
-        within.self_lse_backward(neg, pos, *args, neg, top)
+        neg, pos, top = within.self_lse(kernels, *args)
+        within.self_lse_backward(kernels, neg, pos, *args, neg, top)
     elif operation == "cross":
         args = x, [y], scale, 1.0, 0, normalize
-        neg, pos, top, neg_y, pos_y, top_y = across.cross_lse(*args, True)
-        across.cross_lse_backward(neg, pos, neg_y, pos_y, *args, neg, top, neg_y, top_y, True, True)
+        neg, pos, top, neg_y, pos_y, top_y = across.cross_lse(kernels, *args, True)
+        across.cross_lse_backward(kernels, neg, pos, neg_y, pos_y, *args, neg, top, neg_y, top_y, True, True)
     elif operation == "attend":
-        across.attend_lse(x[:256], [y], scale, 1.0, 0, normalize)
+        across.attend_lse(kernels, x[:256], [y], scale, 1.0, 0, normalize)
     elif operation == "pairs":
-        pairwise.pair_softplus(x, y, scale, scale, 1.0, 0, True)
+        pairwise.pair_softplus(kernels, x, y, scale, scale, 1.0, 0, True)
     elif operation == "points":
         neighbours.nearest(x, y, 0, normalize)
         for dof in (1.0, 3.0, math.inf):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import ssl_kernels
-from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import across, launch, pairwise, within
+from ssl_kernels.backends import reference, triton
+from ssl_kernels.backends.gpu import launch
 
 LOOSE = {"rtol": 2e-4, "atol": 1e-5}
 KERNELS = ("prepare", "largest_factors", "sweep", "combine", "weigh", "finish", "sum_scale", "add_up")
@@ -17,7 +17,7 @@ KERNELS = ("prepare", "largest_factors", "sweep", "combine", "weigh", "finish", 
 def both(x, scale, period, *, multiplier=1.0, normalize=True):
     """Forward and backward of the kernels and of the reference, on the same upstream gradients."""
     results = []
-    for backend in (within, reference):
+    for backend in (triton, reference):
         neg, pos, top = backend.self_lse(x, scale, multiplier, period, normalize)
         generator = torch.Generator().manual_seed(1)
         dneg = torch.rand(neg.shape, generator=generator).to(neg.dtype)
@@ -116,13 +116,13 @@ def test_multiplier_is_not_rounded_to_float32():
 
 def test_upstream_gradients_of_any_size_and_shape():
     x = [torch.randn(70, 16).half()]
-    neg, _, top = within.self_lse(x, None, 10.0, 35, True)
+    neg, _, top = triton.self_lse(x, None, 10.0, 35, True)
     rest = x, None, 10.0, 35, True, neg, top
-    whole = within.self_lse_backward(torch.ones(70), torch.zeros(1, 70), *rest)[0][0].double()
+    whole = triton.self_lse_backward(torch.ones(70), torch.zeros(1, 70), *rest)[0][0].double()
     for size in (2.0**-40, 2.0**12):
-        dx = within.self_lse_backward(torch.tensor(size).expand(70), torch.zeros(()).expand(1, 70), *rest)[0][0]
+        dx = triton.self_lse_backward(torch.tensor(size).expand(70), torch.zeros(()).expand(1, 70), *rest)[0][0]
         torch.testing.assert_close(dx.double(), (whole * size).half().double(), rtol=1e-3, atol=1e-7)
-    nothing = within.self_lse_backward(torch.zeros(70), torch.zeros(1, 70), *rest)[0][0]
+    nothing = triton.self_lse_backward(torch.zeros(70), torch.zeros(1, 70), *rest)[0][0]
     assert nothing.count_nonzero() == 0
 
 
@@ -171,10 +171,10 @@ def test_nothing_is_read_back(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     monkeypatch.setattr(interpreter.SETTINGS, "only", dict.fromkeys(KERNELS, ()))
     x, scale = [torch.randn(70, 16)], torch.tensor(10.0)
-    neg, pos, top = within.self_lse(x, scale, 1.0, 35, True)
-    within.self_lse_backward(neg, pos, x, scale, 1.0, 35, True, neg, top)
+    neg, pos, top = triton.self_lse(x, scale, 1.0, 35, True)
+    triton.self_lse_backward(neg, pos, x, scale, 1.0, 35, True, neg, top)
     y, args = torch.randn(90, 16), (scale, 1.0, 5)
-    neg, pos, top, neg_y, pos_y, top_y = across.cross_lse(*x, [y], *args, True, True)
-    across.cross_lse_backward(neg, pos, neg_y, pos_y, *x, [y], *args, True, neg, top, neg_y, top_y, True, True)
-    across.attend_lse(*x, [y], *args, False)
-    pairwise.pair_softplus(*x, y, scale, scale, 1.0, 5, True)
+    neg, pos, top, neg_y, pos_y, top_y = triton.cross_lse(*x, [y], *args, True, True)
+    triton.cross_lse_backward(neg, pos, neg_y, pos_y, *x, [y], *args, True, neg, top, neg_y, top_y, True, True)
+    triton.attend_lse(*x, [y], *args, False)
+    triton.pair_softplus(*x, y, scale, scale, 1.0, 5, True)

@@ -8,7 +8,9 @@ import interpreter
 import pytest
 import torch
 
-from ssl_kernels.backends.triton_kernels import across, launch, passes, within
+from ssl_kernels.backends import triton
+from ssl_kernels.backends.gpu import launch, passes
+from ssl_kernels.backends.triton_kernels import kernels
 
 KERNELS = ("prepare", "sweep", "combine", "weigh", "finish", "sum_scale")
 MIB = 2**20
@@ -40,11 +42,11 @@ def test_workspace_is_linear_in_the_rows(asked):
     """M = 131,072, D = 128."""
     x = [torch.zeros(65536, 128, dtype=torch.bfloat16)] * 2
     scale = torch.tensor(10.0)
-    neg, pos, top = within.self_lse(x, scale, 1.0, 65536, True)
+    neg, pos, top = triton.self_lse(x, scale, 1.0, 65536, True)
     # operand rows (float16) 32 MiB; sums and maxima of 64 groups 64 MiB
     assert sum(asked) < 98 * MIB
     asked.clear()
-    within.self_lse_backward(neg, pos, x, scale, 1.0, 65536, True, neg, top)
+    triton.self_lse_backward(neg, pos, x, scale, 1.0, 65536, True, neg, top)
     # operand rows, float32 sums 64 MiB and the gradient 32 MiB
     assert sum(asked) < 131 * MIB
 
@@ -53,20 +55,20 @@ def test_workspace_of_two_sets_is_that_of_their_rows(asked):
     """M = K = 65,536, D = 128: as the same number of rows against themselves."""
     x, y = torch.zeros(2, 65536, 128, dtype=torch.bfloat16)
     args = x, [y], torch.tensor(10.0), 1.0, 0, True
-    neg, pos, top, neg_y, pos_y, top_y = across.cross_lse(*args, True)
+    neg, pos, top, neg_y, pos_y, top_y = triton.cross_lse(*args, True)
     assert sum(asked) < 98 * MIB
     asked.clear()
-    across.cross_lse_backward(neg, pos, neg_y, pos_y, *args, neg, top, neg_y, top_y, True, True)
+    triton.cross_lse_backward(neg, pos, neg_y, pos_y, *args, neg, top, neg_y, top_y, True, True)
     assert sum(asked) < 131 * MIB
 
 
 def test_workspace_of_few_rows_against_a_queue(asked):
     """M = 256, K = 65,536, D = 128: the queue as operand rows 16 MiB, the sums of 66 spans 8.3 MiB."""
     x, y = torch.zeros(256, 128, dtype=torch.bfloat16), torch.zeros(65536, 128, dtype=torch.bfloat16)
-    across.attend_lse(x, [y], torch.tensor(5.0), 1.0, None, True)
+    triton.attend_lse(x, [y], torch.tensor(5.0), 1.0, None, True)
     assert sum(asked) < 25 * MIB
     asked.clear()
-    across.cross_lse(x, [y], torch.tensor(5.0), 1.0, None, True, False)
+    triton.cross_lse(x, [y], torch.tensor(5.0), 1.0, None, True, False)
     assert sum(asked) < 18 * MIB
 
 
@@ -78,7 +80,7 @@ def test_addresses_of_the_last_rows(huge):
     spans, last_span = 29, 44_800  # of columns in the backward, and the first column of the last one
     prepared = [*range(24), *range(last_span // 32, -(-rows // 32))]  # the first group, and the last rows
     huge.setattr(interpreter.SETTINGS, "only", {"prepare": prepared})
-    problem = launch.Problem(scale, 1.0, rows, True, [x])
+    problem = launch.Problem(kernels, scale, 1.0, rows, True, [x])
 
     group, last = 768, 60  # rows in a group, the last group
     first = last * group

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from accuracy import BF16, F16, F32, F64, assert_no_worse, matmul_precision, product
 from torch import Tensor
 
-from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import passes, within
+from ssl_kernels.backends import reference, triton
+from ssl_kernels.backends.gpu import passes
 
 
 class Setting(NamedTuple):
@@ -101,8 +101,8 @@ def fused(p: Problem, multiplier: float = 1.0) -> Result:
     half = len(p.x) // 2
     x = [p.x[:half], p.x[half:]] if half else [p.x]
     args = x, p.scale, multiplier, p.period, p.normalize
-    neg, pos, top = within.self_lse(*args)
-    dx, dscale = within.self_lse_backward(p.dneg, p.dpos, *args, neg, top)
+    neg, pos, top = triton.self_lse(*args)
+    dx, dscale = triton.self_lse_backward(p.dneg, p.dpos, *args, neg, top)
     assert [t.dtype for t in dx] == [t.dtype for t in x]
     return Result(neg.double() + top, pos.double() + top, top, torch.cat(dx), dscale)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from ssl_kernels.backends.gpu.kernels import DOUBLE, HALF, SPLIT
+
 
 class Tile(NamedTuple):
     """``BLOCK_K`` of None: the whole width stays on the chip; ``BLOCK_D`` is the width of the backward's result."""
@@ -19,8 +21,6 @@ class Tile(NamedTuple):
     def arguments(self) -> dict[str, int | bool | None]:
         return {**self._asdict(), "num_stages": self.STAGES, "enable_fp_fusion": True}
 
-
-HALF, SPLIT, DOUBLE = "half", "split", "double"
 
 # (kernel, operands) -> [(widest padded row it serves, tile)]; the first that is wide enough serves. All fit 99 KiB of
 # shared memory (sm_86, sm_89, sm_120; in the exceptions for 9 and 10 the 227 KiB that these have) and spill nowhere:

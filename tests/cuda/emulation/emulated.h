@@ -144,6 +144,9 @@ inline int __all_sync(unsigned mask, int holds, Site site = Site::current()) {
 using cudaError_t = int;
 inline int cudaDriverGetVersion(int* version) { return *version = 0, 0; }
 inline int cudaRuntimeGetVersion(int* version) { return *version = 0, 0; }
+struct cudaFuncAttributes {};
+inline int cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return 0; }
+inline int cudaGetLastError() { return 0; }
 inline const char* cudaGetErrorString(int code) { return code == 1 ? "invalid argument" : "invalid configuration argument"; }
 
 namespace ssl::cuda {

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_kernels.backends.triton_kernels import attend, tiles
-from ssl_kernels.backends.triton_kernels.launch import Problem
-from ssl_kernels.backends.triton_kernels.passes import add_scale, combine, finish, receive, sum_negatives, weigh
-from ssl_kernels.backends.triton_kernels.streams import on_device
+from ssl_kernels.backends.gpu.device import on_device
+from ssl_kernels.backends.gpu.kernels import Kernels
+from ssl_kernels.backends.gpu.launch import Problem
+from ssl_kernels.backends.gpu.passes import add_scale, combine, finish, receive, sum_negatives, weigh
 
 
 def cross_lse(
-    x: Tensor, y: list[Tensor], scale: Tensor | None, multiplier: float, offset: int | None, normalize: bool,
-    columns: bool,
+    kernels: Kernels, x: Tensor, y: list[Tensor], scale: Tensor | None, multiplier: float, offset: int | None,
+    normalize: bool, columns: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     with on_device(x):
-        p = _problem(x, y, scale, multiplier, offset, normalize)
+        p = _problem(kernels, x, y, scale, multiplier, offset, normalize)
         positives = 0 if offset is None else len(x)
         x_sums, y_sums = sum_negatives(p, columns)
         rows = combine(p, p.x, p.y, p.step, x_sums, p.empty(positives))
@@ -25,12 +25,12 @@ def cross_lse(
 
 
 def cross_lse_backward(
-    dneg: Tensor, dpos: Tensor, dneg_y: Tensor, dpos_y: Tensor, x: Tensor, y: list[Tensor], scale: Tensor | None,
-    multiplier: float, offset: int | None, normalize: bool,
+    kernels: Kernels, dneg: Tensor, dpos: Tensor, dneg_y: Tensor, dpos_y: Tensor, x: Tensor, y: list[Tensor],
+    scale: Tensor | None, multiplier: float, offset: int | None, normalize: bool,
     neg: Tensor, top: Tensor, neg_y: Tensor, top_y: Tensor, want_x: bool, want_y: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:  # fmt: skip
     with on_device(x):
-        p = _problem(x, y, scale, multiplier, offset, normalize)
+        p = _problem(kernels, x, y, scale, multiplier, offset, normalize)
         p.find_largest()
         columns = len(neg_y) > 0
         x_weights, y_weights, unit = weigh(p, (neg, top, dneg), (neg_y, top_y, dneg_y) if columns else None)
@@ -47,25 +47,23 @@ def cross_lse_backward(
 
 
 def attend_lse(
-    x: Tensor, y: list[Tensor], scale: Tensor | None, multiplier: float, offset: int | None, normalize: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernels: Kernels, x: Tensor, y: list[Tensor], scale: Tensor | None, multiplier: float, offset: int | None,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with on_device(x):
-        p = _problem(x, y, scale, multiplier, offset, normalize)
+        p = _problem(kernels, x, y, scale, multiplier, offset, normalize)
         p.find_largest()
-        tile = tiles.tile("attend", p.operands, p.padded_width, p.arch)
+        tile = kernels.tile("attend", p.operands, p.padded_width, p.arch)
         grid, span = p.grid(p.x, p.y, tile)
         sums = p.empty(2, grid[1], p.x.padded)
         received = p.empty(grid[1], p.x.padded, p.padded_width)
-        attend.sweep[grid](
-            p.x.units, p.y.units, p.x.factors, p.y.factors, p.y.largest, *p.logits, sums[0], sums[1], received,
-            p.x.rows, p.y.rows, p.step, span, p.x.padded, p.low_offset, **p.kind, **tile.arguments(),
-        )  # fmt: skip
+        kernels.attend(p, tile, grid, span, sums, received)
         mean = p.empty(len(x), p.width)
         pos = p.empty(0 if offset is None else len(x))
         return *combine(p, p.x, p.y, p.step, sums, pos, received, mean), mean
 
 
-def _problem(x, y, scale, multiplier, offset, normalize) -> Problem:
+def _problem(kernels, x, y, scale, multiplier, offset, normalize) -> Problem:
     # no positives: a column past the last
     step = sum(len(t) for t in y) if offset is None else offset
-    return Problem(scale, multiplier, step, normalize, [x], y)
+    return Problem(kernels, scale, multiplier, step, normalize, [x], y)

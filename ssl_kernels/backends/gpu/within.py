@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_kernels.backends.triton_kernels.launch import Problem
-from ssl_kernels.backends.triton_kernels.passes import add_scale, combine, finish, receive, sum_negatives, weigh
-from ssl_kernels.backends.triton_kernels.streams import on_device
+from ssl_kernels.backends.gpu.device import on_device
+from ssl_kernels.backends.gpu.kernels import Kernels
+from ssl_kernels.backends.gpu.launch import Problem
+from ssl_kernels.backends.gpu.passes import add_scale, combine, finish, receive, sum_negatives, weigh
 
 
 def self_lse(
-    x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool
+    kernels: Kernels, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     with on_device(x[0]):
-        p = Problem(scale, multiplier, period, normalize, x)
+        p = Problem(kernels, scale, multiplier, period, normalize, x)
         sums, _ = sum_negatives(p)
         return combine(p, p.x, p.y, period, sums, p.empty(p.x.rows // period - 1, p.x.rows))
 
 
 def self_lse_backward(
-    dneg: Tensor, dpos: Tensor, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int,
+    kernels: Kernels, dneg: Tensor, dpos: Tensor, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int,
     normalize: bool, neg: Tensor, top: Tensor,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     with on_device(x[0]):
-        p = Problem(scale, multiplier, period, normalize, x)
+        p = Problem(kernels, scale, multiplier, period, normalize, x)
         p.find_largest()
         weights, _, unit = weigh(p, (neg, top, dneg))
         received = receive(p, p.x, p.y, period, weights, weights)

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from ssl_kernels.backends.triton_kernels import rows, tiles
+from ssl_kernels.backends.gpu.device import architecture
+from ssl_kernels.backends.gpu.kernels import DOUBLE, HALF, SPLIT, Grid, Kernels, Tile
 
 # Rows are padded with zeros to whole tiles of every kernel, so that no load of operands needs a mask.
 ROW_MULTIPLE = 128
@@ -22,6 +21,10 @@ PROGRAMS = 264
 
 # More inputs than this are stacked by a copy first: each costs every row one load that is switched off.
 MAX_INPUTS = 8
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 class Side:
@@ -37,7 +40,7 @@ class Side:
         self.counts = tuple(len(t) for t in self.xs)
         self.firsts = tuple(sum(self.counts[:k]) for k in range(len(parts)))
         self.rows = sum(self.counts)
-        self.padded = triton.cdiv(self.rows, ROW_MULTIPLE) * ROW_MULTIPLE
+        self.padded = cdiv(self.rows, ROW_MULTIPLE) * ROW_MULTIPLE
         self.first = first  # row of the buffer of both sides
         self.units: Tensor | None = None
         self.factors: Tensor | None = None
@@ -53,12 +56,14 @@ class Side:
 
 class Problem:
     """Rows ``x`` and columns ``y`` of a matrix, one :class:`Side` where a set stands against itself, and their operand
-    rows, prepared by one launch. ``step`` is the rule of ``pairs``."""
+    rows, prepared by one launch. ``step`` says which entries are positives: in a set against itself rows a multiple of
+    it apart are of one sample; of two sets row ``i`` has the column ``i + step``, none where that is past the last."""
 
     def __init__(
-        self, scale: Tensor | None, multiplier: float, step: int, normalize: bool,
+        self, kernels: Kernels, scale: Tensor | None, multiplier: float, step: int, normalize: bool,
         x: Sequence[Tensor], y: Sequence[Tensor] | None = None,
     ) -> None:  # fmt: skip
+        self.kernels = kernels
         self.x = self.y = Side(x, 0)
         self.sides = [self.x]
         if y is not None:
@@ -73,52 +78,40 @@ class Problem:
         self.dtype = torch.float64 if double else torch.float32
 
         self.operands = _operands(x[0].dtype)
-        self.padded_width = tiles.padded_width(self.width)
-        self.by_row = tiles.whole_rows(self.padded_width, self.operands)
-        pieces = 2 if self.operands == tiles.SPLIT else 1
-        self.kind: dict[str, Any] = {"NORMALIZE": normalize, "PIECES": pieces, "WIDTH": self.padded_width}
-        self.rule = {"SELF": y is None}
+        self.pieces = 2 if self.operands == SPLIT else 1
+        self.padded_width = kernels.padded_width(self.width)
+        self.normalize = normalize
         self._prepare(torch.float64 if double else torch.float16, normalize or double)
 
     def _prepare(self, dtype: torch.dtype, whole: bool) -> None:
         """``whole``: no row is divided by a factor."""
         padded = sum(side.padded for side in self.sides)
         self.low_offset = padded * self.padded_width
-        units = self.empty(self.kind["PIECES"] * self.low_offset, dtype=dtype)
+        units = self.empty(self.pieces * self.low_offset, dtype=dtype)
         factors = None if whole else self.empty(padded)
-        xs: tuple[Tensor, ...] = ()
-        strides: tuple[int, ...] = ()
-        counts: tuple[int, ...] = ()
-        firsts: tuple[int, ...] = ()
         for side in self.sides:
             side.units = units[side.first * self.padded_width :]
             side.factors = None if factors is None else factors[side.first :]
-            xs, strides, counts = xs + side.xs, strides + side.strides, counts + side.counts
-            firsts += tuple(side.first + first for first in side.firsts)
-        rows.prepare[(triton.cdiv(padded, self.by_row["ROWS"]),)](
-            xs, strides, counts, firsts, units, factors, self.low_offset, self.width, **self.kind, **self.by_row
-        )
+        self.kernels.prepare(self, units, factors)
 
     def find_largest(self) -> None:
         """What sums of rows that are not normalised need: the largest factor of each side."""
         if self.x.factors is not None:
             largest = self.empty(2)
-            rows.largest_factors[(len(self.sides),)](
-                self.x.factors, self.y.factors, largest, self.x.rows, self.y.rows, **tiles.VECTOR
-            )
+            self.kernels.largest_factors(self, largest)
             for k, side in enumerate(self.sides):
                 side.largest = largest[k:]
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
-    def grid(self, x: Side, y: Side, tile: tiles.Tile) -> tuple[tuple[int, int, int], int]:
+    def grid(self, x: Side, y: Side, tile: Tile) -> tuple[Grid, int]:
         """(blocks of rows, spans of columns, pieces of the width) of a sweep that keeps rows, and a span's columns."""
-        row_blocks = triton.cdiv(x.rows, tile.BLOCK_M)
-        pieces = triton.cdiv(self.padded_width, tile.BLOCK_D)
-        column_tiles = triton.cdiv(y.rows, tile.BLOCK_N)
-        span = triton.cdiv(column_tiles, spans(row_blocks * pieces, column_tiles, PROGRAMS)) * tile.BLOCK_N
-        return (row_blocks, triton.cdiv(y.rows, span), pieces), span
+        row_blocks = cdiv(x.rows, tile.BLOCK_M)
+        pieces = cdiv(self.padded_width, tile.BLOCK_D or self.padded_width)
+        column_tiles = cdiv(y.rows, tile.BLOCK_N)
+        span = cdiv(column_tiles, spans(row_blocks * pieces, column_tiles, PROGRAMS)) * tile.BLOCK_N
+        return (row_blocks, cdiv(y.rows, span), pieces), span
 
 
 @lru_cache(maxsize=4096)
@@ -129,22 +122,14 @@ def spans(programs: int, column_tiles: int, at_a_time: int) -> int:
     times as many for 89 %. At most eight rounds: the sums of all spans then take no more than those of M = 135,168 do.
     """
     most = max(1, min(column_tiles, 8 * at_a_time // programs))
-    busy = {s: s * programs / (triton.cdiv(s * programs, at_a_time) * at_a_time) for s in range(1, most + 1)}
+    busy = {s: s * programs / (cdiv(s * programs, at_a_time) * at_a_time) for s in range(1, most + 1)}
     return max(busy, key=lambda s: (busy[s], -s))
 
 
 def _operands(dtype: torch.dtype) -> str:
     """float32 is exact by default (two float16 an entry); "high" and "medium" give it one, which is TF32's accuracy."""
     if dtype == torch.float64:
-        return tiles.DOUBLE
+        return DOUBLE
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return tiles.SPLIT
-    return tiles.HALF
-
-
-def architecture(device: torch.device) -> int:
-    """80, 90, 100 ...; interpreted, as on a Hopper."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+        return SPLIT
+    return HALF

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ssl_kernels.backends.triton_kernels import softplus, tiles
-from ssl_kernels.backends.triton_kernels.launch import Problem, Side
-from ssl_kernels.backends.triton_kernels.passes import finish
-from ssl_kernels.backends.triton_kernels.streams import on_device
+from ssl_kernels.backends.gpu.device import on_device
+from ssl_kernels.backends.gpu.kernels import Kernels
+from ssl_kernels.backends.gpu.launch import Problem, Side
+from ssl_kernels.backends.gpu.passes import finish
 
 
 def pair_softplus(
-    x: Tensor, y: Tensor, scale: Tensor | None, bias: Tensor | None, multiplier: float, offset: int | None,
-    gradient: bool,
+    kernels: Kernels, x: Tensor, y: Tensor, scale: Tensor | None, bias: Tensor | None, multiplier: float,
+    offset: int | None, gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     with on_device(x):
-        p = Problem(scale, multiplier, len(y) if offset is None else offset, False, [x], [y])
+        p = Problem(kernels, scale, multiplier, len(y) if offset is None else offset, False, [x], [y])
         total, dscale, dbias = p.empty(), p.empty(), p.empty()
         dx, dy, along = p.empty(0), p.empty(0), None
         if gradient:
@@ -25,10 +25,7 @@ def pair_softplus(
             (dx,), along = finish(p, p.x, p.y, p.step, received, None, None, dtype=p.dtype)
             _, received = _sweep(p, p.y, p.x, -p.step, bias, valued=False, gradient=True)
             (dy,), _ = finish(p, p.y, p.x, -p.step, received, None, None, dtype=p.dtype)
-        softplus.add_up[(1,)](
-            sums, along, multiplier, total, dscale, dbias, sums.shape[1], 0 if along is None else len(along),
-            **tiles.VECTOR,
-        )  # fmt: skip
+        kernels.add_up(p, sums, along, total, dscale, dbias)
     return total, dx, dy, dscale, dbias
 
 
@@ -36,13 +33,9 @@ def _sweep(
     p: Problem, x: Side, y: Side, step: int, bias: Tensor | None, *, valued: bool, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Each program's part of the value and of the bias's gradient, and ``[span, padded row, padded width]``."""
-    tile = tiles.tile("softplus" if gradient else "cross", p.operands, p.padded_width, p.arch)
+    tile = p.kernels.tile("softplus" if gradient else "cross", p.operands, p.padded_width, p.arch)
     grid, span = p.grid(x, y, tile)
     sums = p.empty(2, grid[0] * grid[1] if valued else 0)
     received = p.empty(grid[1] if gradient else 0, x.padded, p.padded_width)
-    softplus.sweep[grid](
-        x.units, y.units, x.factors, y.factors, y.largest, p.logits[0], bias, p.logits[1],
-        sums if valued else None, received if gradient else None, x.rows, y.rows, step, span, x.padded, p.low_offset,
-        PIECES=p.kind["PIECES"], WIDTH=p.padded_width, **tile.arguments(),
-    )  # fmt: skip
+    p.kernels.softplus(p, x, y, step, tile, grid, span, bias, sums if valued else None, received if gradient else None)
     return sums, received

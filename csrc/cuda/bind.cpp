@@ -1,0 +1,196 @@
+// The Python module of the CUDA kernels: addresses, numbers and the stream as integers in, nothing of torch at all. A refused
+// launch is an exception that says which and why.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+#include "cuda/api.h"
+
+namespace py = pybind11;
+
+namespace ssl::cuda {
+namespace {
+
+using Address = std::uintptr_t;
+
+void* at(Address a) { return reinterpret_cast<void*>(a); }
+float* floats(Address a) { return reinterpret_cast<float*>(a); }
+
+void check(int code, const char* kernel) {
+  if (code) throw std::runtime_error(std::string("ssl_kernels: CUDA did not launch ") + kernel + ": " + error_text(code));
+}
+
+// What Python gives, in the order of the structs of api.h.
+using NumberTuple = std::tuple<Address, int>;
+using SideTuple = std::tuple<Address, Address, Address, int, int>;
+using MatrixTuple =
+    std::tuple<SideTuple, SideTuple, int, int, int64_t, bool, int, bool, NumberTuple, double, int>;
+using InputTuple = std::tuple<Address, Address, int64_t, int, int>;
+using InputsTuple = std::tuple<std::vector<InputTuple>, int, int>;
+
+Number number_of(const NumberTuple& n) { return {at(std::get<0>(n)), DType(std::get<1>(n))}; }
+
+Side side_of(const SideTuple& s) {
+  const auto& [units, factors, largest, rows, padded] = s;
+  return {at(units), floats(factors), floats(largest), rows, padded};
+}
+
+Matrix matrix_of(const MatrixTuple& m) {
+  const auto& [x, y, operands, width, low_offset, self, step, normalize, scale, multiplier, arch] = m;
+  return {side_of(x), side_of(y), Operands(operands), width,           low_offset, self,
+          step,       normalize,  number_of(scale),   multiplier, arch};
+}
+
+Inputs inputs_of(const InputsTuple& inputs) {
+  const auto& [parts, dtype, width] = inputs;
+  if (parts.size() > size_t(MAX_INPUTS)) throw std::invalid_argument("more inputs than a launch takes");
+  Inputs result{{}, int(parts.size()), DType(dtype), width};
+  for (size_t k = 0; k < parts.size(); ++k) {
+    const auto& [data, grad, stride, rows, first] = parts[k];
+    result.parts[k] = {at(data), at(grad), stride, rows, first};
+  }
+  return result;
+}
+
+void bind_sweeps(py::module_& m) {
+  m.def("tile", [](int kernel, int operands, int width, int arch) {
+    const Tile t = tile(Kernel(kernel), Operands(operands), width, arch);
+    return std::tuple(t.block_m, t.block_n, t.block_d);
+  });
+  m.def("forward", [](const MatrixTuple& matrix, Address x_sums, Address x_tops, Address y_sums, Address y_tops, int x_group,
+                      int y_group, Address stream) {
+    check(forward({matrix_of(matrix), at(x_sums), at(x_tops), at(y_sums), at(y_tops), x_group, y_group}, at(stream)),
+          "the forward sweep");
+  });
+  m.def("backward", [](const MatrixTuple& matrix, Address x_weights, Address y_weights, Address received, int span,
+                       Address stream) {
+    check(backward({matrix_of(matrix), at(x_weights), at(y_weights), at(received), span}, at(stream)),
+          "the backward sweep");
+  });
+  m.def("attend", [](const MatrixTuple& matrix, Address sums, Address tops, Address received, int span, Address stream) {
+    check(attend({matrix_of(matrix), at(sums), at(tops), at(received), span}, at(stream)), "the attending sweep");
+  });
+  m.def("softplus", [](const MatrixTuple& matrix, NumberTuple bias, Address sums, Address received, int span,
+                       Address stream) {
+    check(softplus({matrix_of(matrix), number_of(bias), at(sums), at(received), span}, at(stream)),
+          "the sweep over pairs");
+  });
+}
+
+void bind_rows(py::module_& m) {
+  m.def("prepare", [](const InputsTuple& inputs, int operands, bool normalize, Address units, Address factors, int padded,
+                      int width, int64_t low_offset, Address stream) {
+    check(prepare({inputs_of(inputs), Operands(operands), normalize, at(units), floats(factors), padded, width, low_offset},
+                  at(stream)),
+          "the preparation of rows");
+  });
+  m.def("largest_factors", [](std::pair<Address, Address> factors, std::pair<int, int> rows, int sides, Address largest,
+                              Address stream) {
+    check(largest_factors({{floats(factors.first), floats(factors.second)}, {rows.first, rows.second}, sides,
+                           floats(largest)},
+                          at(stream)),
+          "the largest factors");
+  });
+  m.def("combine", [](const MatrixTuple& matrix, Address sums, Address tops, int groups, Address received, Address neg,
+                      Address pos, Address top, bool positives, Address mean, int entries, Address stream) {
+    check(combine({matrix_of(matrix), at(sums), at(tops), groups, at(received), at(neg), at(pos), at(top), positives,
+                   at(mean), entries},
+                  at(stream)),
+          "the results of rows");
+  });
+  using WeighTuple = std::tuple<Address, Address, Address, Address, int, int>;
+  m.def("weigh", [](const WeighTuple& x, const WeighTuple& y, bool doubles, bool normalize, NumberTuple scale,
+                    double multiplier, Address unit, Address stream) {
+    auto side = [](const WeighTuple& s) {
+      const auto& [neg, top, dneg, weights, rows, padded] = s;
+      return WeighSide{at(neg), at(top), at(dneg), at(weights), rows, padded};
+    };
+    check(weigh({{side(x), side(y)}, doubles, normalize, number_of(scale), multiplier, at(unit)}, at(stream)),
+          "the weights of rows");
+  });
+  m.def("finish", [](const MatrixTuple& matrix, const InputsTuple& inputs, int grads, Address received, int spans,
+                     Address unit, Address dpos, Address y_dpos, Address along, Address stream) {
+    check(finish({matrix_of(matrix), inputs_of(inputs), DType(grads), at(received), spans, at(unit), at(dpos), at(y_dpos),
+                  at(along)},
+                 at(stream)),
+          "the gradients of rows");
+  });
+  m.def("finish_blocks", &finish_blocks);
+  m.def("sum_scale", [](Address along, int count, bool doubles, double multiplier, Address dscale, int dtype,
+                        Address stream) {
+    check(sum_scale({at(along), count, doubles, multiplier, at(dscale), DType(dtype)}, at(stream)),
+          "the gradient of the scale");
+  });
+  m.def("add_up", [](Address sums, int count, Address along, int along_count, bool doubles, double multiplier,
+                     Address value, Address dscale, Address dbias, Address stream) {
+    check(add_up({at(sums), count, at(along), along_count, doubles, multiplier, at(value), at(dscale), at(dbias)},
+                 at(stream)),
+          "the sum over pairs");
+  });
+}
+
+void bind_streams(py::module_& m) {
+  using Pair = std::tuple<Address, Address, int64_t, int64_t, int, int, bool>;
+  using Copy = std::tuple<Address, Address, int64_t>;
+  m.def("average", [](const std::vector<Pair>& pairs, const std::vector<Copy>& copies, NumberTuple momentum, double keep,
+                      double take, Address rounding, Address stream) {
+    std::vector<AveragedPair> averaged;
+    for (const auto& [target, source, count, first, to, from, copied] : pairs)
+      averaged.push_back({at(target), at(source), count, first, DType(to), DType(from), copied});
+    std::vector<CopiedBytes> bytes;
+    for (const auto& [target, source, count] : copies) bytes.push_back({at(target), at(source), count});
+    const Number number = number_of(momentum);
+    check(average({averaged.data(), int64_t(averaged.size()), bytes.data(), int64_t(bytes.size()), number.at, number.dtype,
+                   keep, take, reinterpret_cast<int64_t*>(rounding)},
+                  at(stream)),
+          "the averages");
+  });
+  using Matrix2D = std::tuple<Address, int64_t, int64_t, int>;  // data, rows, stride, dtype
+  m.def("enqueue", [](const Matrix2D& queue, const Matrix2D& rows, int64_t width, Address pointer, bool normalize, bool wrap,
+                      Address stream) {
+    const auto& [to, size, queue_stride, queue_dtype] = queue;
+    const auto& [from, count, rows_stride, rows_dtype] = rows;
+    check(enqueue({at(to), size, queue_stride, DType(queue_dtype), at(from), count, rows_stride, DType(rows_dtype), width,
+                   reinterpret_cast<int64_t*>(pointer), normalize, wrap},
+                  at(stream)),
+          "the queue's update");
+  });
+  using CosineTuple =
+      std::tuple<Address, Address, int64_t, int64_t, int64_t, int64_t, int, double, Address, Address, Address>;
+  auto cosine_of = [](const CosineTuple& c) {
+    const auto& [x, y, rows, width, x_stride, y_stride, dtype, eps, value, x_norm, y_norm] = c;
+    return Cosine{at(x), at(y), rows, width, x_stride, y_stride, DType(dtype), eps, at(value), at(x_norm), at(y_norm)};
+  };
+  m.def("cosine", [cosine_of](const CosineTuple& call, Address stream) {
+    check(cosine(cosine_of(call), at(stream)), "the cosines");
+  });
+  m.def("cosine_backward", [cosine_of](const CosineTuple& call, Address dvalue, Address dx, Address dy, Address stream) {
+    check(cosine_backward({cosine_of(call), at(dvalue), at(dx), at(dy)}, at(stream)), "the gradients of cosines");
+  });
+}
+
+}  // namespace
+}  // namespace ssl::cuda
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "ssl_kernels: CUDA kernels, called through ssl_kernels.backends";
+  ssl::cuda::bind_sweeps(m);
+  ssl::cuda::bind_rows(m);
+  ssl::cuda::bind_streams(m);
+  m.def("driver_version", &ssl::cuda::driver_version, "13000 for CUDA 13.0; 0 without a driver");
+  m.def("runtime_version", &ssl::cuda::runtime_version, "what this module was built with");
+  m.def(
+      "complaint",
+      [] {
+        const int code = ssl::cuda::runs_here();
+        return std::string(code ? ssl::cuda::error_text(code) : "");
+      },
+      "why the kernels do not run on the current device; empty if they do");
+#ifdef SSL_EMULATED
+  m.attr("emulated") = true;
+#else
+  m.attr("emulated") = false;
+#endif
+}

@@ -1,0 +1,38 @@
+"""The CUDA C++ kernels of ``csrc/cuda``, for GPUs from sm_80 on; on the CPU only under their emulation, for tests."""
+
+from __future__ import annotations
+
+from ssl_kernels.backends.cuda.native import EMULATED, why_not
+
+DEVICES = ("cuda", "cpu") if EMULATED else ("cuda",)
+
+if why_not() is None:
+    from functools import partial
+
+    from ssl_kernels.backends.cuda import kernels
+    from ssl_kernels.backends.cuda.aligned import cosine, cosine_backward
+    from ssl_kernels.backends.cuda.averaging import average_
+    from ssl_kernels.backends.cuda.ring import enqueue_
+    from ssl_kernels.backends.gpu import across, pairwise, within
+
+    self_lse = partial(within.self_lse, kernels)
+    self_lse_backward = partial(within.self_lse_backward, kernels)
+    cross_lse = partial(across.cross_lse, kernels)
+    cross_lse_backward = partial(across.cross_lse_backward, kernels)
+    attend_lse = partial(across.attend_lse, kernels)
+    pair_softplus = partial(pairwise.pair_softplus, kernels)
+
+    __all__ = [
+        "DEVICES",
+        "attend_lse",
+        "average_",
+        "cosine",
+        "cosine_backward",
+        "cross_lse",
+        "cross_lse_backward",
+        "enqueue_",
+        "pair_softplus",
+        "self_lse",
+        "self_lse_backward",
+        "why_not",
+    ]
