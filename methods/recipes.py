@@ -39,6 +39,7 @@ _DIGITS: dict[str, Any] = {
     "threads": 1,  # tensors too small to share: a second thread gains little and spins where cores are busy
 }
 
+_PLAIN_SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
 # All of CIFAR-10 on one GPU: what the authors of MoCo and SimSiam published for it, and what is usual for the others
 _CIFAR10: dict[str, Any] = {
     "epochs": 200,
@@ -68,6 +69,31 @@ _PHOTOGRAPHS: dict[str, Any] = {
 }
 _LARGE_BATCH = _PHOTOGRAPHS | {"batch_size": 4096, "optimizer": "lars", "warmup_epochs": 10, "crop": (0.08, 1.0)}
 _SMALL_BATCH = _PHOTOGRAPHS | {"optimizer": "sgd", "weight_decay": 1e-4, "warmup_epochs": 0}
+# 3,600 drawings with captions of a few words, on two cores: a small transformer that begins as a bag of words, and
+# words dropped so that captions are not learned by heart
+_PAIRS_SMALL: dict[str, Any] = {
+    "image_size": 56,
+    "view_size": 48,
+    "views": 2,
+    "crop": (0.5, 1.0),
+    "jitter": 0.2,
+    "encoder": "small",
+    "width": 16,
+    "epochs": 40,
+    "batch_size": 256,
+    "lr": 3e-3,
+    "weight_decay": 0.5,
+    "projection_dim": 128,
+    "text_width": 128,
+    "text_layers": 2,
+    "text_heads": 4,
+    "text_pooling": "mean",
+    "text_dropout": 0.1,
+    "word_dropout": 0.2,
+    "tokenizer": "bpe",
+    "vocab_size": 1000,
+    "context": 32,
+}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10-small-cpu": {
@@ -76,6 +102,15 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         | {"temperature": 0.2, "symmetric": True, "queue_size": 2048, "ema_momentum": 0.99, "bn_groups": 4},
         "byol": _CIFAR10_SMALL | {"hidden_dim": 512, "projection_dim": 128, "ema_momentum": 0.98},
         "supcon": _CIFAR10_SMALL | {"temperature": 0.1},
+        "tsimcne": _CIFAR10_SMALL
+        | {
+            "temperature": 0.2,
+            "hidden_dim": 512,
+            "epochs": 24,
+            "last_layer_epochs": 2,
+            "fine_tune_epochs": 8,
+            "fine_tune_lr": 0.2,
+        },
     },
     "cifar10-resnet18": {
         "simclr": _CIFAR10 | {"lr": 0.24, "temperature": 0.2},
@@ -97,5 +132,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "byol": _LARGE_BATCH | {"epochs": 1000, "lr": 3.2, "weight_decay": 1.5e-6},
         "simsiam": _SMALL_BATCH | {"batch_size": 512, "lr": 0.1},
     },
-    "digits": {"simclr": _DIGITS | {"temperature": 0.5}},
+    "pairs-small-cpu": {"clip": _PAIRS_SMALL, "siglip": _PAIRS_SMALL},
+    "digits": {
+        "simclr": _DIGITS | {"temperature": 0.5},
+        "byol": _DIGITS | _PLAIN_SGD | {"hidden_dim": 256, "projection_dim": 64, "ema_momentum": 0.95},
+        "simsiam": _DIGITS | _PLAIN_SGD | {"projection_dim": 256, "bottleneck_dim": 64},
+    },
 }
