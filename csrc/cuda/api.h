@@ -71,6 +71,14 @@ struct Backward {
 };
 int backward(const Backward& call, void* stream);
 
+// For rows too wide to receive anything in registers: G itself, of `rows` rows from `first_row` on (multiples of 128), for a
+// product of matrices to weigh y with. Operands are halves.
+struct GradientEntries : Backward {
+  void* entries;  // halves [rows][y.padded], zero where there is no negative
+  int first_row, rows;
+};
+int gradient_entries(const GradientEntries& call, void* stream);
+
 // Row sums of exponentials relative to `tops`, and the columns weighted by them.
 struct Attend {
   Matrix matrix;

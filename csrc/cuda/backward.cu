@@ -77,7 +77,37 @@ template <class Cut> struct Gradient {
   SSL_DEVICE void store() const {}
 };
 
+// The same, kept: float16, two columns at a time.
+template <class Cut> struct KeptGradient : Gradient<Cut> {
+  using Gradient<Cut>::MT, Gradient<Cut>::BN;
+  const GradientEntries& call;
+
+  SSL_DEVICE KeptGradient(const GradientEntries& call, Place place) : Gradient<Cut>(call, place), call(call) {}
+
+  template <int OUT, class Pairs>
+  SSL_DEVICE void weigh(Entries<float, MT, BN>& s, Entries<float, MT, OUT>& out, const float* columns, int first,
+                        const Pairs& pairs) {
+    Gradient<Cut>::weigh(s, out, columns, first, pairs);
+    uint16_t* const entries = static_cast<uint16_t*>(call.entries);
+#pragma unroll
+    for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+      for (int n = 0; n < BN / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; e += 2) {
+          const int64_t row = this->place.i(mt, e) - call.first_row;
+          *reinterpret_cast<uint32_t*>(entries + row * call.matrix.y.padded + first + this->place.in_tile(n, 0)) =
+              pack_halves(s.at[mt][n][e], s.at[mt][n][e + 1]);
+        }
+  }
+};
+
 }  // namespace
+
+int gradient_entries(const GradientEntries& call, void* stream) {
+  if (call.matrix.arch == 90) return HopperEntries::launch<KeptGradient<HopperEntries>>(call, stream);
+  return EntriesCut::launch<KeptGradient<EntriesCut>>(call, stream);
+}
 
 int backward(const Backward& call, void* stream) { return launch_sweep<Gradient>(call, stream); }
 

@@ -190,7 +190,13 @@ PYBIND11_MODULE(_cuda, m) {
       "why the kernels do not run on the current device; empty if they do");
 #ifdef SSL_EMULATED
   m.attr("emulated") = true;
+  m.attr("hopper") = true;
 #else
   m.attr("emulated") = false;
+#ifdef SSL_WITH_SM90A
+  m.attr("hopper") = true;
+#else
+  m.attr("hopper") = false;  // without code for it, its own kernels are empty
+#endif
 #endif
 }

@@ -1,7 +1,7 @@
 // The forward sweep for Hopper. One warp copies panels ahead; two groups of four warps own 64 rows each and never wait for each
 // other; another warp adds up columns, so that they need not meet for that either.
 #pragma once
-#include "hopper.h"
+#include "group_tile.h"
 #include "sums.h"
 
 namespace ssl::cuda {
@@ -19,23 +19,7 @@ template <class Operands, int WIDTH, int BN_, int STAGES_> struct HopperForwardC
   static constexpr int FOUND = WARPS * 2 * BN * int(sizeof(typename O::Real));
   // rows of two blocks, slots, what was found of two tiles, barriers
   static constexpr size_t shared() {
-    return 2 * RESIDENT * X_PANEL + STAGES * SLOT + 2 * FOUND + (4 + 2 * STAGES + 4) * sizeof(uint64_t);
-  }
-};
-
-// A ring of SLOTS places in shared memory: who fills and who empties them go round, each at its own pace.
-template <int SLOTS> struct Ring {
-  uint64_t *full, *empty;
-  int slot = 0, parity = 0;
-
-  SSL_DEVICE explicit Ring(uint64_t* barriers) : full(barriers), empty(barriers + SLOTS) {}
-  SSL_DEVICE void make(int fillers, int emptiers) const {
-    for (int k = 0; k < SLOTS; ++k) arrival_init(full + k, fillers), arrival_init(empty + k, emptiers);
-  }
-  SSL_DEVICE void wait_full() const { wait_for(full + slot, parity); }
-  SSL_DEVICE void wait_empty() const { wait_for(empty + slot, parity ^ 1); }
-  SSL_DEVICE void next() {
-    if (++slot == SLOTS) slot = 0, parity ^= 1;
+    return 2 * RESIDENT * X_PANEL + STAGES * SLOT + 2 * FOUND + (2 + STAGES + 2) * 2 * sizeof(uint64_t);
   }
 };
 
@@ -50,15 +34,15 @@ template <class Cut> struct HopperWalk : Sums<Cut> {
   const int panels;
   char *const resident, *const slots;
   Found* const found;
-  Ring<2> rows_ring;             // blocks of rows
-  Ring<Cut::STAGES> ring;        // panels
-  Ring<2> found_ring;            // what was found of a tile's columns
+  Ring<2> rows_ring;       // blocks of rows
+  Ring<Cut::STAGES> ring;  // panels
+  Ring<2> found_ring;      // what was found of a tile's columns
 
   SSL_DEVICE explicit HopperWalk(const Forward& call)
       : Sums<Cut>(call), panels(Cut::WHOLE ? Cut::RESIDENT : m.width / Cut::PANEL),
         resident(reinterpret_cast<char*>(shared_memory())), slots(resident + 2 * Cut::RESIDENT * Cut::X_PANEL),
-        found(reinterpret_cast<Found*>(slots + Cut::STAGES * Cut::SLOT)), rows_ring(barriers()), ring(barriers() + 4),
-        found_ring(barriers() + 4 + 2 * Cut::STAGES) {}
+        found(reinterpret_cast<Found*>(slots + Cut::STAGES * Cut::SLOT)), rows_ring(barriers()), ring(rows_ring.full + rows_ring.BARRIERS),
+        found_ring(ring.full + ring.BARRIERS) {}
 
   SSL_DEVICE uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(found + 2); }
   SSL_DEVICE void make_barriers() const {
@@ -67,31 +51,25 @@ template <class Cut> struct HopperWalk : Sums<Cut> {
     found_ring.make(Cut::WARPS, 1);
   }
 
-  template <int ROWS> SSL_DEVICE void copy_panel(char* to, const void* units, int row, int panel, uint64_t* barrier) const {
-    for (int piece = 0; piece < O::PIECES; ++piece)
-      copy_bulk(to + piece * ROWS * PANEL_BYTES,
-                static_cast<const T*>(units) + piece * m.low_offset + operand_index<T>(row, panel * Cut::PANEL, m.width),
-                ROWS * PANEL_BYTES, barrier);
-  }
+  SSL_DEVICE char* resident_panel(int p) const { return resident + (rows_ring.place * panels + p) * Cut::X_PANEL; }
 
   // One thread: everything that is read, in the order in which it is read.
   SSL_DEVICE void copy() {
     for (int row = first_row; row < row_end; row += BM) {
       if (Cut::WHOLE) {
         rows_ring.wait_empty();
-        arrive_expecting(rows_ring.full + rows_ring.slot, panels * Cut::X_PANEL);
+        arrive_expecting(rows_ring.filled(), panels * Cut::X_PANEL);
         for (int p = 0; p < panels; ++p)
-          copy_panel<BM>(resident + (rows_ring.slot * panels + p) * Cut::X_PANEL, m.x.units, row, p,
-                         rows_ring.full + rows_ring.slot);
+          copy_bulk_rows<O, BM>(resident_panel(p), m, m.x.units, row, p, rows_ring.filled());
         rows_ring.next();
       }
       for (int tile = 0; tile < tiles; ++tile)
         for (int p = 0; p < panels; ++p) {
           ring.wait_empty();
-          char* const slot = slots + ring.slot * Cut::SLOT;
-          arrive_expecting(ring.full + ring.slot, Cut::SLOT);
-          copy_panel<BN>(slot, m.y.units, column_start + tile * BN, p, ring.full + ring.slot);
-          if (!Cut::WHOLE) copy_panel<BM>(slot + Cut::Y_PANEL, m.x.units, row, p, ring.full + ring.slot);
+          char* const slot = slots + ring.place * Cut::SLOT;
+          arrive_expecting(ring.filled(), Cut::SLOT);
+          copy_bulk_rows<O, BN>(slot, m, m.y.units, column_start + tile * BN, p, ring.filled());
+          if (!Cut::WHOLE) copy_bulk_rows<O, BM>(slot + Cut::Y_PANEL, m, m.x.units, row, p, ring.filled());
           ring.next();
         }
     }
@@ -104,9 +82,9 @@ template <class Cut> struct HopperWalk : Sums<Cut> {
       for (int tile = 0; tile < tiles; ++tile) {
         found_ring.wait_full();
         for (int column = lane; column < BN; column += 32)
-          this->template add_column<FIXED>(found[found_ring.slot], column, column_start + tile * BN, row == first_row);
+          this->template add_column<FIXED>(found[found_ring.place], column, column_start + tile * BN, row == first_row);
         __syncwarp();
-        if (lane == 0) arrive(found_ring.empty + found_ring.slot);
+        if (lane == 0) arrive(found_ring.emptied());
         found_ring.next();
       }
   }
@@ -126,23 +104,15 @@ template <class Cut> struct HopperWalk : Sums<Cut> {
         uint64_t* used = nullptr;  // the slot of the panel before, empty once its products are done
         auto multiply_panel = [&](int p) {
           ring.wait_full();
-          const char* const y = slots + ring.slot * Cut::SLOT;
-          const char* const x = (Cut::WHOLE ? resident + (rows_ring.slot * panels + p) * Cut::X_PANEL : y + Cut::Y_PANEL) + own;
+          const char* const y = slots + ring.place * Cut::SLOT;
           group_fence();
-#pragma unroll
-          for (int pass = O::PIECES == 2 ? 0 : 2; pass < 3; ++pass)  // low x high, high x low, high x high
-#pragma unroll
-            for (int d = 0; d < PANEL_BYTES; d += 32)
-              group_multiply<false>(reinterpret_cast<float(&)[BN / 2]>(s.at[0]),
-                                    matrix_descriptor(x + (pass == 0 ? BM * PANEL_BYTES : 0) + d, 0),
-                                    matrix_descriptor(y + (pass == 1 ? BN * PANEL_BYTES : 0) + d, 0),
-                                    p > 0 || pass > (O::PIECES == 2 ? 0 : 2) || d > 0);
+          group_multiply_panel<O, BM, BN>(s, (Cut::WHOLE ? resident_panel(p) : y + Cut::Y_PANEL) + own, y, p == 0);
           group_commit();
           if (used) {
             group_wait<1>();
             if (lane == 0) arrive(used);
           }
-          used = ring.empty + ring.slot;
+          used = ring.emptied();
           ring.next();
         };
         if constexpr (Cut::WHOLE) {
@@ -154,16 +124,16 @@ template <class Cut> struct HopperWalk : Sums<Cut> {
         group_wait<0>();
         if (lane == 0) arrive(used);
         if (Cut::WHOLE && tile == tiles - 1) {
-          if (lane == 0) arrive(rows_ring.empty + rows_ring.slot);
+          if (lane == 0) arrive(rows_ring.emptied());
           rows_ring.next();
         }
 
         if (this->columns_too) found_ring.wait_empty();
-        this->template sum<FIXED>(s, place, pairs, column_start + tile * BN, rows, shift, found[found_ring.slot][warp]);
+        this->template sum<FIXED>(s, place, pairs, column_start + tile * BN, rows, shift, found[found_ring.place][warp]);
         pairs.next();
         if (this->columns_too) {
           __syncwarp();
-          if (lane == 0) arrive(found_ring.full + found_ring.slot);
+          if (lane == 0) arrive(found_ring.filled());
           found_ring.next();
         }
       }

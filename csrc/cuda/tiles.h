@@ -2,6 +2,7 @@
 #pragma once
 #include "api.h"
 #include "forward_hopper.h"
+#include "streaming_hopper.h"
 #include "weighing.h"
 #include "weighing_hopper.h"
 
@@ -51,6 +52,10 @@ template <class F> auto with_weighing_cut(Operands operands, int width, int arch
     default: return f.template operator()<DoubleStreamed>();
   }
 }
+
+// G kept instead of weighed with: no result in the registers either, so larger tiles.
+using EntriesCut = Cut<Half, 4, 2, 64, 0, false, 3, 2>;
+using HopperEntries = HopperStreamedCut<Half, 128, 6>;
 
 // Launches a weighing sweep by its rule, with a result or for what the rule itself stores.
 template <template <class> class Rule, bool RESULT = true, class Call> int launch_sweep(const Call& call, void* stream) {

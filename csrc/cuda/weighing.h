@@ -48,6 +48,10 @@ template <class Real> struct ColumnVectors {
   int count;  // at most Rule::VECTORS
 };
 
+// The first row of a call's first block.
+template <class Call> SSL_DEVICE int first_row_of(const Call&) { return 0; }
+SSL_DEVICE int first_row_of(const GradientEntries& call) { return call.first_row; }
+
 template <class Cut, class Rule, class Call>
 __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(const Call call) {
   using O = typename Cut::O;
@@ -58,7 +62,7 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
   const T* const x_units = static_cast<const T*>(m.x.units);
   const T* const y_units = static_cast<const T*>(m.y.units);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int first_row = int(blockIdx.x) * BM, start = int(blockIdx.y) * call.span;
+  const int first_row = first_row_of(call) + int(blockIdx.x) * BM, start = int(blockIdx.y) * call.span;
   const int tiles = (smaller(start + call.span, m.y.rows) - start + BN - 1) / BN;
   const int panels = m.width / Cut::PANEL;
   const int first_out = int(blockIdx.z) * (BD / Cut::PANEL);  // panel
@@ -174,14 +178,17 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
 }
 
 // Blocks of rows, spans of columns, pieces of the width.
-template <class Cut> dim3 weighing_grid(const Matrix& m, int span) {
+inline int rows_of(const GradientEntries& call) { return call.rows; }
+template <class Call> int rows_of(const Call& call) { return call.matrix.x.rows; }
+template <class Cut, class Call> dim3 weighing_grid(const Call& call) {
   const auto blocks = [](int n, int of) { return unsigned((n + of - 1) / of); };
-  return dim3(blocks(m.x.rows, Cut::BM), blocks(m.y.rows, span), Cut::BD ? blocks(m.width, Cut::BD ? Cut::BD : 1) : 1);
+  return dim3(blocks(rows_of(call), Cut::BM), blocks(call.matrix.y.rows, call.span),
+              Cut::BD ? blocks(call.matrix.width, Cut::BD ? Cut::BD : 1) : 1);
 }
 template <class Operands, int WARPS, int MT, int BN, int BD, bool WHOLE, int STAGES, int BLOCKS>
 template <class Rule, class Call>
 int Cut<Operands, WARPS, MT, BN, BD, WHOLE, STAGES, BLOCKS>::launch(const Call& call, void* stream) {
-  return cuda::launch(weighing_sweep<Cut, Rule, Call>, weighing_grid<Cut>(call.matrix, call.span), THREADS,
+  return cuda::launch(weighing_sweep<Cut, Rule, Call>, weighing_grid<Cut>(call), THREADS,
                       shared(call.matrix.width, Rule::VECTORS), stream, call);
 }
 

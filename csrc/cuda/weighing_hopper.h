@@ -4,7 +4,7 @@
 // other, so that one's exponentials run under another's products. A tile serves both products: along its rows for the
 // logits, across them for what they weigh. Weights go from registers into the second product.
 #pragma once
-#include "hopper.h"
+#include "group_tile.h"
 #include "weighing.h"
 
 namespace ssl::cuda {
@@ -31,7 +31,6 @@ template <class Cut, class Rule, class Call>
 __global__ void __launch_bounds__(Cut::THREADS, 1) weighing_hopper(const Call call) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // elsewhere nobody launches it
   using O = typename Cut::O;
-  using T = typename O::Element;
   constexpr int BM = Cut::BM, BN = Cut::BN, BD = Cut::BD, STAGES = Cut::STAGES, PANELS = Cut::PANELS;
   const Matrix& m = call.matrix;
   const int first_row = int(blockIdx.x) * BM, start = int(blockIdx.y) * call.span;
@@ -40,10 +39,9 @@ __global__ void __launch_bounds__(Cut::THREADS, 1) weighing_hopper(const Call ca
   char* const x = reinterpret_cast<char*>(shared_memory());
   char* const slots = x + PANELS * Cut::X_PANEL;
   char* const vectors = slots + STAGES * PANELS * Cut::Y_PANEL;
-  uint64_t* const full = reinterpret_cast<uint64_t*>(vectors + STAGES * Rule::VECTORS * Cut::VECTOR);
-  uint64_t* const empty = full + STAGES;
+  Ring<STAGES> ring(reinterpret_cast<uint64_t*>(vectors + STAGES * Rule::VECTORS * Cut::VECTOR));
   if (threadIdx.x == 0) {
-    for (int k = 0; k < STAGES; ++k) arrival_init(full + k, 1), arrival_init(empty + k, Cut::WARPS);
+    ring.make(1, Cut::WARPS);
     arrival_init_fence();
   }
   __syncthreads();
@@ -53,25 +51,18 @@ __global__ void __launch_bounds__(Cut::THREADS, 1) weighing_hopper(const Call ca
   if (warp >= Cut::WARPS) {
     give_registers<24>();
     if (warp > Cut::WARPS || lane > 0) return;
-    const T* const x_units = static_cast<const T*>(m.x.units);
-    const T* const y_units = static_cast<const T*>(m.y.units);
     const auto vector = Rule::vectors(call);
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int k = tile % STAGES, column = start + tile * BN;
-      wait_for(empty + k, tile / STAGES % 2 ^ 1);
-      arrive_expecting(full + k, PANELS * (Cut::Y_PANEL + (tile ? 0 : Cut::X_PANEL)) + vector.count * Cut::VECTOR);
-      for (int p = 0; p < PANELS; ++p)
-        for (int piece = 0; piece < O::PIECES; ++piece) {
-          if (tile == 0)
-            copy_bulk(x + p * Cut::X_PANEL + piece * BM * PANEL_BYTES,
-                      x_units + (piece * m.low_offset + operand_index<T>(first_row, p * Cut::PANEL, m.width)),
-                      BM * PANEL_BYTES, full + k);
-          copy_bulk(slots + (k * PANELS + p) * Cut::Y_PANEL + piece * BN * PANEL_BYTES,
-                    y_units + (piece * m.low_offset + operand_index<T>(column, p * Cut::PANEL, m.width)),
-                    BN * PANEL_BYTES, full + k);
-        }
+    for (int tile = 0; tile < tiles; ++tile, ring.next()) {
+      const int column = start + tile * BN;
+      ring.wait_empty();
+      arrive_expecting(ring.filled(), PANELS * (Cut::Y_PANEL + (tile ? 0 : Cut::X_PANEL)) + vector.count * Cut::VECTOR);
+      for (int p = 0; p < PANELS; ++p) {
+        if (tile == 0) copy_bulk_rows<O, BM>(x + p * Cut::X_PANEL, m, m.x.units, first_row, p, ring.filled());
+        copy_bulk_rows<O, BN>(slots + (ring.place * PANELS + p) * Cut::Y_PANEL, m, m.y.units, column, p, ring.filled());
+      }
       for (int v = 0; v < vector.count; ++v)
-        copy_bulk(vectors + (k * Rule::VECTORS + v) * Cut::VECTOR, vector.at + v * vector.step + column, Cut::VECTOR, full + k);
+        copy_bulk(vectors + (ring.place * Rule::VECTORS + v) * Cut::VECTOR, vector.at + v * vector.step + column, Cut::VECTOR,
+                  ring.filled());
     }
     return;
   }
@@ -83,25 +74,17 @@ __global__ void __launch_bounds__(Cut::THREADS, 1) weighing_hopper(const Call ca
   Entries<float, 1, BD ? BD : 8> out;
   out.clear();
   const char* const own = x + warp / 4 * 64 * PANEL_BYTES;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int k = tile % STAGES;
-    const char* const y = slots + k * PANELS * Cut::Y_PANEL;
-    wait_for(full + k, tile / STAGES % 2);
+  for (int tile = 0; tile < tiles; ++tile, ring.next()) {
+    const char* const y = slots + ring.place * PANELS * Cut::Y_PANEL;
+    ring.wait_full();
     group_fence();
 #pragma unroll
     for (int p = 0; p < PANELS; ++p)
-#pragma unroll
-      for (int pass = O::PIECES == 2 ? 0 : 2; pass < 3; ++pass)  // low x high, high x low, high x high
-#pragma unroll
-        for (int d = 0; d < PANEL_BYTES; d += 32)
-          group_multiply<false>(reinterpret_cast<float(&)[BN / 2]>(s.at[0]),
-                                matrix_descriptor(own + p * Cut::X_PANEL + (pass == 0 ? BM * PANEL_BYTES : 0) + d, 0),
-                                matrix_descriptor(y + p * Cut::Y_PANEL + (pass == 1 ? BN * PANEL_BYTES : 0) + d, 0),
-                                p > 0 || pass > (O::PIECES == 2 ? 0 : 2) || d > 0);
+      group_multiply_panel<O, BM, BN>(s, own + p * Cut::X_PANEL, y + p * Cut::Y_PANEL, p == 0);
     group_commit();
     group_wait<0>();
 
-    rule.weigh(s, out, reinterpret_cast<const float*>(vectors + k * Rule::VECTORS * Cut::VECTOR), start + tile * BN, pairs);
+    rule.weigh(s, out, reinterpret_cast<const float*>(vectors + ring.place * Rule::VECTORS * Cut::VECTOR), start + tile * BN, pairs);
     pairs.next();
 
     if constexpr (BD > 0) {
@@ -120,7 +103,7 @@ __global__ void __launch_bounds__(Cut::THREADS, 1) weighing_hopper(const Call ca
       group_wait<0>();
     }
     __syncwarp();
-    if (lane == 0) arrive(empty + k);
+    if (lane == 0) arrive(ring.emptied());
   }
 
   if constexpr (BD > 0) {
@@ -140,7 +123,7 @@ __global__ void __launch_bounds__(Cut::THREADS, 1) weighing_hopper(const Call ca
 template <class Operands, int WIDTH, int BN, int STAGES, bool RESULT>
 template <class Rule, class Call>
 int HopperCut<Operands, WIDTH, BN, STAGES, RESULT>::launch(const Call& call, void* stream) {
-  return cuda::launch(weighing_hopper<HopperCut, Rule, Call>, weighing_grid<HopperCut>(call.matrix, call.span), THREADS,
+  return cuda::launch(weighing_hopper<HopperCut, Rule, Call>, weighing_grid<HopperCut>(call), THREADS,
                       shared(Rule::VECTORS), stream, call);
 }
 

@@ -1,0 +1,55 @@
+// A tile of inner products, a group of four warps at a time, and the ring of places in shared memory that its operands come
+// through.
+#pragma once
+#include "hopper.h"
+#include "tile.h"
+
+namespace ssl::cuda {
+
+// 64 rows x by BN columns y over one panel's share of the width. Of blocks of BM rows in shared memory x is a group's part;
+// pieces lie BM and BN rows apart. The small products first; `first`: nothing is in s yet.
+template <class O, int BM, int BN>
+SSL_DEVICE void group_multiply_panel(Entries<float, 1, BN>& s, const char* x, const char* y, bool first) {
+  constexpr int low_high = 0, high_low = 1, high_high = 2;
+#pragma unroll
+  for (int product = O::PIECES == 2 ? low_high : high_high; product <= high_high; ++product)
+#pragma unroll
+    for (int d = 0; d < PANEL_BYTES; d += 32) {
+      const bool begins = d == 0 && product == (O::PIECES == 2 ? low_high : high_high);
+      group_multiply<false>(reinterpret_cast<float(&)[BN / 2]>(s.at[0]),
+                            matrix_descriptor(x + (product == low_high ? BM * PANEL_BYTES : 0) + d, 0),
+                            matrix_descriptor(y + (product == high_low ? BN * PANEL_BYTES : 0) + d, 0), !(first && begins));
+    }
+}
+
+// Rows [first, first + ROWS) of one panel, all pieces, by the copy engine.
+template <class O, int ROWS>
+SSL_DEVICE void copy_bulk_rows(char* to, const Matrix& m, const void* units, int first, int panel, uint64_t* arrival) {
+  using T = typename O::Element;
+#pragma unroll
+  for (int piece = 0; piece < O::PIECES; ++piece)
+    copy_bulk(to + piece * ROWS * PANEL_BYTES,
+              static_cast<const T*>(units) + piece * m.low_offset + operand_index<T>(first, panel * panel_width<T>, m.width),
+              ROWS * PANEL_BYTES, arrival);
+}
+
+// Places in shared memory that go round: one thread fills them, warps empty them, each at its own pace.
+template <int PLACES> struct Ring {
+  static constexpr int BARRIERS = 2 * PLACES;
+  uint64_t *full, *empty;
+  int place = 0, parity = 0;
+
+  SSL_DEVICE explicit Ring(uint64_t* barriers) : full(barriers), empty(barriers + PLACES) {}
+  SSL_DEVICE void make(int fillers, int emptiers) const {
+    for (int k = 0; k < PLACES; ++k) arrival_init(full + k, fillers), arrival_init(empty + k, emptiers);
+  }
+  SSL_DEVICE void wait_full() const { wait_for(full + place, parity); }
+  SSL_DEVICE void wait_empty() const { wait_for(empty + place, parity ^ 1); }
+  SSL_DEVICE uint64_t* filled() const { return full + place; }
+  SSL_DEVICE uint64_t* emptied() const { return empty + place; }
+  SSL_DEVICE void next() {
+    if (++place == PLACES) place = 0, parity ^= 1;
+  }
+};
+
+}  // namespace ssl::cuda
