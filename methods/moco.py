@@ -27,6 +27,8 @@ class MoCo(nn.Module):
 
         mlp_head: bool = True
         """v2's head, an MLP. Without it the linear one of v1, whose temperature was 0.07."""
+        head_norm: bool = False
+        """Batch norm inside the MLP, as v3 has it: learns sooner in short runs."""
         temperature: float = 0.2
         """tau: small ones look at the nearest negatives only."""
         queue_size: int = 65536
@@ -44,7 +46,7 @@ class MoCo(nn.Module):
         super().__init__()
         self.encoder = encoder
         hidden = [encoder.dim] if config.mlp_head else []
-        self.head = mlp(encoder.dim, *hidden, config.projection_dim, batch_norm=False)
+        self.head = mlp(encoder.dim, *hidden, config.projection_dim, batch_norm=config.head_norm)
         self.key_encoder = EMAModel(self._query_encoder(), config.ema_momentum, buffers="keep", backend=config.backend)
         self.symmetric = config.symmetric
         answering = config.views if config.symmetric else config.views - 1

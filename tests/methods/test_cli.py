@@ -28,6 +28,13 @@ def test_help_lists_methods_and_recipes(capsys: pytest.CaptureFixture):
     assert all(name in text for name in (*METHODS, *RECIPES, *OTHERS))
 
 
+def test_the_readme_and_the_guide_have_every_method():
+    readme, guide = ((ROOT / name).read_text() for name in ("README.md", "docs/methods.md"))
+    for name, method in METHODS.items():
+        assert f"`python -m methods {name} " in readme
+        assert method.__name__.lower() in guide.replace("-", "").lower()
+
+
 @pytest.mark.parametrize("name", sorted([*METHODS, "demo"]))
 def test_help_of_a_method_explains_its_settings(name: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as stop:
