@@ -64,8 +64,8 @@ class Config:
     sync_batch_norm: bool = True
     """Of several processes, batch norms take the statistics of the whole batch, as one process does."""
     bn_groups: int = 1
-    """Batch norms take their statistics from so many parts of a batch, each its own, as so many processes would that do
-    not share them."""
+    """Batch norms take their statistics from so many parts of each process's batch, each its own, as so many processes
+    would that do not share them."""
     channels_last: bool = True
     """Memory layout of images and kernels."""
     device: str = "auto"
@@ -159,5 +159,7 @@ def check(config: Config, processes: int) -> None:
     if config.batch_size // parts < 2 * config.bn_groups:
         wanted = f"at least 2 images in each of {parts * config.bn_groups} parts"
         raise ValueError(f"batch_size: expected {wanted}, got {config.batch_size}")
+    if processes > 1 and config.sync_batch_norm and config.bn_groups > 1:
+        raise ValueError(f"bn_groups: expected 1 beside sync_batch_norm, got {config.bn_groups}; --no-sync-batch-norm?")
     if config.grad_cache and config.accumulate == 1:
         raise ValueError("grad_cache: expected accumulate of at least 2, or there is nothing to cache")

@@ -100,7 +100,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "simclr": _CIFAR10_SMALL | {"temperature": 0.2},
         "moco": _CIFAR10_SMALL
         | {"temperature": 0.2, "symmetric": True, "queue_size": 2048, "ema_momentum": 0.99, "bn_groups": 4},
-        "byol": _CIFAR10_SMALL | {"hidden_dim": 512, "projection_dim": 128, "ema_momentum": 0.98},
+        "byol": _CIFAR10_SMALL
+        | _PLAIN_SGD
+        | {"epochs": 30, "batch_size": 64, "hidden_dim": 512, "projection_dim": 128, "projection_norm": True}
+        | {"ema_momentum": 0.95},
         "supcon": _CIFAR10_SMALL | {"temperature": 0.1},
         "tsimcne": _CIFAR10_SMALL
         | {

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from methods.__main__ import METHODS
+from methods.config import check
 from methods.log import read_metrics
 from methods.norms import GatheredBatchNorm, SplitBatchNorm, frozen_statistics, split
 from methods.processes import mean_over_processes
@@ -113,6 +114,13 @@ def test_torchrun_sees_what_one_process_sees_in_two_micro_batches(settings: Call
     with pytest.raises(ValueError, match=r"processes 2 \(now 1\)"):
         resumed = {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "sync_batch_norm": False, "device": "cpu"}
         Run(SimCLR, SimCLR.Config(**settings(out=tmp_path / "two", resume=True, **resumed)))
+
+
+def test_statistics_are_shared_or_split(settings: Callable):
+    config = SimCLR.Config(**settings(bn_groups=2))
+    check(config, processes=1)
+    with pytest.raises(ValueError, match="^bn_groups: expected 1 beside sync_batch_norm, got 2"):
+        check(config, processes=2)
 
 
 # -------------------------------------------------------------------------------------------------------- batch norms
