@@ -25,13 +25,13 @@ def test_every_name_has_a_status():
 def test_what_is_called_available_serves_its_devices():
     for name, reason in status().items():
         if reason is None:
-            module = resolve(name, torch.device("cpu" if name in ("cpu", "reference") else "cuda"))
+            module = resolve(name, torch.device("cpu" if name in ("cpu", "reference") else "cuda"), "self_lse")
             assert module.__name__ == f"ssl_kernels.backends.{name}"
 
 
 def test_the_fastest_available_is_the_default():
     expected = next(name for name in backends.ORDER["cpu"] if status()[name] is None)
-    assert resolve("", CPU) is resolve(expected, CPU)
+    assert resolve("", CPU, "self_lse") is resolve(expected, CPU, "self_lse")
 
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "cpu ", "torch"])
@@ -61,9 +61,30 @@ def test_an_override_that_cannot_serve_raises_where_it_is_used():
         nt_xent_loss(Z, Z)
 
 
+def test_an_operation_that_a_backend_lacks_passes_to_the_next_in_silence(monkeypatch, recwarn):
+    """As points and nearest neighbours do, which the CUDA kernels leave to Triton."""
+    fastest = next(name for name in backends.ORDER["cpu"] if status()[name] is None)
+    if fastest == "reference":
+        pytest.skip("there is only the reference")
+    monkeypatch.setattr(backends, "ORDER", {"cpu": (fastest, fastest, "reference")})
+    module = resolve(fastest, CPU, "self_lse")
+    monkeypatch.delattr(module, "nearest")
+    backends._resolve.cache_clear()
+    monkeypatch.setattr(backends, "NAMES", (fastest, "reference"))
+    assert resolve("", CPU, "self_lse") is module
+    assert not recwarn.list
+    with pytest.warns(RuntimeWarning, match=f"slow reference backend.*{fastest}: it has no nearest"):
+        assert resolve("", CPU, "nearest") is resolve("reference", CPU, "nearest")
+    with pytest.raises(
+        ValueError, match=f"^backend='{fastest}' cannot serve cpu tensors: it has no nearest; available: r"
+    ):
+        resolve(fastest, CPU, "nearest")
+    backends._resolve.cache_clear()
+
+
 def test_use_backend_is_undone_nests_and_yields_to_the_argument(monkeypatch):
     served = []
-    module = resolve("reference", CPU)
+    module = resolve("reference", CPU, "self_lse")
     original = module.self_lse
     monkeypatch.setattr(module, "self_lse", lambda *a: served.append("reference") or original(*a))
     assert override() == ""
@@ -85,7 +106,7 @@ def test_use_backend_is_undone_by_an_exception():
 
 
 def test_backward_is_served_by_the_same_backend_after_the_context(monkeypatch):
-    module = resolve("reference", CPU)
+    module = resolve("reference", CPU, "self_lse")
     served = []
     original = module.self_lse_backward
     monkeypatch.setattr(module, "self_lse_backward", lambda *a: served.append(1) or original(*a))
@@ -125,9 +146,9 @@ print(*[w.message for w in seen], sep="\\n")
 
 def test_a_device_nobody_serves():
     with pytest.raises(ValueError, match="^no backend serves meta tensors"):
-        resolve("", torch.device("meta"))
+        resolve("", torch.device("meta"), "self_lse")
     with pytest.raises(ValueError, match="backend='reference' cannot serve meta tensors: it serves cpu"):
-        resolve("reference", torch.device("meta"))
+        resolve("reference", torch.device("meta"), "self_lse")
 
 
 def test_importing_the_package_loads_no_other_backend():

@@ -69,6 +69,16 @@ void bind_sweeps(py::module_& m) {
     check(backward({matrix_of(matrix), at(x_weights), at(y_weights), at(received), span}, at(stream)),
           "the backward sweep");
   });
+  m.def("gradient_entries", [](const MatrixTuple& matrix, Address x_weights, Address y_weights, Address entries, int first_row,
+                               int rows, Address stream) {
+    GradientEntries call{};
+    static_cast<Backward&>(call) = {matrix_of(matrix), at(x_weights), at(y_weights), nullptr, 0};
+    call.span = call.matrix.y.padded;
+    call.entries = at(entries);
+    call.first_row = first_row;
+    call.rows = rows;
+    check(gradient_entries(call, at(stream)), "the sweep of kept gradients");
+  });
   m.def("attend", [](const MatrixTuple& matrix, Address sums, Address tops, Address received, int span, Address stream) {
     check(attend({matrix_of(matrix), at(sums), at(tops), at(received), span}, at(stream)), "the attending sweep");
   });
@@ -76,6 +86,29 @@ void bind_sweeps(py::module_& m) {
                        Address stream) {
     check(softplus({matrix_of(matrix), number_of(bias), at(sums), at(received), span}, at(stream)),
           "the sweep over pairs");
+  });
+}
+
+void bind_neighbours(py::module_& m) {
+  m.def("nearest", [](const MatrixTuple& matrix, Address products, Address indices, int span, Address index, Address stream) {
+    check(nearest({matrix_of(matrix), at(products), reinterpret_cast<int*>(indices), span,
+                   reinterpret_cast<int64_t*>(index)},
+                  at(stream)),
+          "the search for neighbours");
+  });
+  using PointsTuple = std::tuple<Address, bool, int, int, int, int, NumberTuple, double, double>;
+  auto points_of = [](const PointsTuple& p) {
+    const auto& [points, doubles, rows, width, period, falloff, scale, multiplier, dof] = p;
+    return Points{at(points), doubles, rows, width, period, Falloff(falloff), number_of(scale), multiplier, dof};
+  };
+  m.def("point_sums", [points_of](const PointsTuple& points, Address neg, Address low, Address stream) {
+    check(point_sums({points_of(points), at(neg), at(low)}, at(stream)), "the sums over points");
+  });
+  m.def("point_gradients", [points_of](const PointsTuple& points, Address neg, Address low, Address dneg, Address near,
+                                       Address weight, Address received, Address moments, Address stream) {
+    check(point_gradients({points_of(points), at(neg), at(low), at(dneg), at(near), at(weight), at(received), at(moments)},
+                          at(stream)),
+          "the gradients of points");
   });
 }
 
@@ -177,6 +210,7 @@ void bind_streams(py::module_& m) {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "ssl_kernels: CUDA kernels, called through ssl_kernels.backends";
   ssl::cuda::bind_sweeps(m);
+  ssl::cuda::bind_neighbours(m);
   ssl::cuda::bind_rows(m);
   ssl::cuda::bind_streams(m);
   m.def("driver_version", &ssl::cuda::driver_version, "13000 for CUDA 13.0; 0 without a driver");

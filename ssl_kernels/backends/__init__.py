@@ -14,9 +14,10 @@ import contextlib
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -56,30 +57,34 @@ def status() -> dict[str, str | None]:
     return {name: _load(name)[1] for name in NAMES}
 
 
-def resolve(name: str, device: torch.device) -> ModuleType:
-    """The module that serves a call on ``device``: the one called ``name``, or the fastest available if it is empty.
+def resolve(name: str, device: torch.device, operation: str) -> ModuleType:
+    """The module that serves ``operation`` on ``device``: the one called ``name``, or the fastest available if it is
+    empty. What a backend does not have passes to the next.
 
     Raises:
-        ValueError: unknown name, or the named backend cannot serve this device; says why and what is available.
+        ValueError: unknown name, or the named backend cannot serve this; says why and what is available.
     """
-    return _resolve(name, device.type)
+    return _resolve(name, device.type, operation)
+
+
+def operation(name: str, device: torch.device, operation: str) -> Callable[..., Any]:
+    """The function itself of the backend that :func:`resolve` finds."""
+    return getattr(resolve(name, device, operation), operation)
 
 
 @lru_cache(maxsize=None)
-def _resolve(name: str, device: str) -> ModuleType:
+def _resolve(name: str, device: str, operation: str) -> ModuleType:
     if name:
         _known(name)
-        module, reason = _load(name)
-        if module is not None and device not in module.DEVICES:
-            reason = f"it serves {' and '.join(module.DEVICES)} tensors"
-        if module is None or reason:
-            here = [n for n in NAMES if (m := _load(n)[0]) is not None and device in m.DEVICES]
+        module, reason = _serving(name, device, operation)
+        if module is None:
+            here = [n for n in NAMES if _serving(n, device, operation)[0] is not None]
             raise ValueError(f"backend={name!r} cannot serve {device} tensors: {reason}; available: {', '.join(here)}")
         return module
     reasons: list[str] = []
     for candidate in ORDER.get(device, ("reference",)):
-        module, reason = _load(candidate)
-        if module is not None and device in module.DEVICES:
+        module, reason = _serving(candidate, device, operation)
+        if module is not None:
             if candidate == "reference" and reasons:
                 warnings.warn(
                     f"ssl_kernels: {device} tensors are served by the slow reference backend, which stores the whole "
@@ -90,6 +95,18 @@ def _resolve(name: str, device: str) -> ModuleType:
             return module
         reasons.append(f"{candidate}: {reason}")
     raise ValueError(f"no backend serves {device} tensors ({'; '.join(reasons)})")
+
+
+def _serving(name: str, device: str, operation: str) -> tuple[ModuleType | None, str | None]:
+    """The backend's module if it has the operation for the device, or the reason why it does not serve it."""
+    module, reason = _load(name)
+    if module is None:
+        return None, reason
+    if device not in module.DEVICES:
+        return None, f"it serves {' and '.join(module.DEVICES)} tensors"
+    if not hasattr(module, operation):
+        return None, f"it has no {operation}"
+    return module, None
 
 
 @lru_cache(maxsize=None)

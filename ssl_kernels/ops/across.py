@@ -123,21 +123,21 @@ def _attend_lse_fake(x, y, scale, multiplier, offset, normalize, backend):
 # -------------------------------------------------------------------------------------------------- implementation
 def _cross_lse(x, y, scale, multiplier, offset, normalize, columns, backend):
     _check(x, y, scale, offset)
-    return backends.resolve(backend, x.device).cross_lse(x, y, scale, multiplier, offset, normalize, columns)
+    return backends.operation(backend, x.device, "cross_lse")(x, y, scale, multiplier, offset, normalize, columns)
 
 
 def _cross_lse_backward(
     dneg, dpos, dneg_y, dpos_y, x, y, scale, multiplier, offset, normalize,
     neg, top, neg_y, top_y, want_x, want_y, backend,
 ):  # fmt: skip
-    return backends.resolve(backend, x.device).cross_lse_backward(
+    return backends.operation(backend, x.device, "cross_lse_backward")(
         dneg, dpos, dneg_y, dpos_y, x, y, scale, multiplier, offset, normalize, neg, top, neg_y, top_y, want_x, want_y
     )
 
 
 def _attend_lse(x, y, scale, multiplier, offset, normalize, backend):
     _check(x, y, scale, offset)
-    return backends.resolve(backend, x.device).attend_lse(x, y, scale, multiplier, offset, normalize)
+    return backends.operation(backend, x.device, "attend_lse")(x, y, scale, multiplier, offset, normalize)
 
 
 # ------------------------------------------------------------------------------------------------------- gradients

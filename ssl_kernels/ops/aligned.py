@@ -58,12 +58,12 @@ def _backward_fake(dvalue, x, y, value, x_norm, y_norm, eps, want_x, want_y, bac
 
 def _implementation(x, y, eps, backend):
     _check(x, y, eps)
-    return backends.resolve(backend, x.device).cosine(x, y, eps)
+    return backends.operation(backend, x.device, "cosine")(x, y, eps)
 
 
 def _backward_implementation(dvalue, x, y, value, x_norm, y_norm, eps, want_x, want_y, backend):
     kept = value, x_norm, y_norm
-    return backends.resolve(backend, x.device).cosine_backward(dvalue, x, y, *kept, eps, want_x, want_y)
+    return backends.operation(backend, x.device, "cosine_backward")(dvalue, x, y, *kept, eps, want_x, want_y)
 
 
 class _Cosine(torch.autograd.Function):

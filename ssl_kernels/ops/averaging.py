@@ -161,7 +161,7 @@ def _implementation(target, source, momentum, number, copied, rounding, backend)
     for k, (t, s) in enumerate(zip(target, source, strict=True)):
         if not (t.is_contiguous() and s.is_contiguous()) and not (_is_dense(t) and t.stride() == s.stride()):
             to[k], of[k] = t.contiguous(), s.contiguous()
-    backends.resolve(backend, target[0].device).average_(to, of, momentum, number, copied, rounding)
+    backends.operation(backend, target[0].device, "average_")(to, of, momentum, number, copied, rounding)
     for t, dense in zip(target, to, strict=True):
         if dense is not t:
             t.copy_(dense)

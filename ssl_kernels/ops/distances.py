@@ -88,12 +88,12 @@ def _student_lse_backward_fake(dneg, x, scale, multiplier, dof, period, neg, low
 # -------------------------------------------------------------------------------------------------- implementation
 def _student_lse(x, scale, multiplier, dof, period, backend):
     _check(x, scale, dof, period)
-    return backends.resolve(backend, x[0].device).student_lse(x, scale, multiplier, dof, period)
+    return backends.operation(backend, x[0].device, "student_lse")(x, scale, multiplier, dof, period)
 
 
 def _student_lse_backward(dneg, x, scale, multiplier, dof, period, neg, low, backend):
-    serve = backends.resolve(backend, x[0].device)
-    return serve.student_lse_backward(dneg, x, scale, multiplier, dof, period, neg, low)
+    serve = backends.operation(backend, x[0].device, "student_lse_backward")
+    return serve(dneg, x, scale, multiplier, dof, period, neg, low)
 
 
 # ------------------------------------------------------------------------------------------------------- gradients

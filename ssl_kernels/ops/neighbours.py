@@ -51,7 +51,7 @@ def _fake(x, y, skip, normalize, backend):
 
 def _nearest(x, y, skip, normalize, backend):
     _check(x, y)
-    return backends.resolve(backend, x.device).nearest(x, y, skip, normalize)
+    return backends.operation(backend, x.device, "nearest")(x, y, skip, normalize)
 
 
 define(

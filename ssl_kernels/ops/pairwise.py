@@ -64,7 +64,7 @@ def _fake(x, y, scale, bias, multiplier, offset, gradient, backend):
 
 def _implementation(x, y, scale, bias, multiplier, offset, gradient, backend):
     _check(x, y, scale, bias, offset)
-    return backends.resolve(backend, x.device).pair_softplus(x, y, scale, bias, multiplier, offset, gradient)
+    return backends.operation(backend, x.device, "pair_softplus")(x, y, scale, bias, multiplier, offset, gradient)
 
 
 class _PairSoftplus(torch.autograd.Function):

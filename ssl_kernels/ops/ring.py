@@ -88,7 +88,7 @@ def _implementation(queue, pointer, rows, normalize, wrap, backend):
     _check(queue, pointer, rows)
     if rows.shape[0]:
         rows = rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-        backends.resolve(backend, queue.device).enqueue_(queue, pointer, rows, normalize, wrap)
+        backends.operation(backend, queue.device, "enqueue_")(queue, pointer, rows, normalize, wrap)
         torch.autograd.graph.increment_version((queue, pointer))
 
 

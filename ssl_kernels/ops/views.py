@@ -147,21 +147,21 @@ def _sum_fake(student, teacher, center, weight, batch, student_temp, teacher_tem
 # -------------------------------------------------------------------------------------------------- implementation
 def _implementation(student, teacher, center, batch, student_temp, teacher_temp, same, backend):
     _check(student, teacher, center, batch, student_temp, teacher_temp, same)
-    serve = backends.resolve(backend, student[0].device)
-    return serve.view_cross_entropy(student, teacher, center, batch, student_temp, teacher_temp, same)
+    serve = backends.operation(backend, student[0].device, "view_cross_entropy")
+    return serve(student, teacher, center, batch, student_temp, teacher_temp, same)
 
 
 def _backward_implementation(
     dvalue, student, teacher, center, batch, student_temp, teacher_temp, same, kept, want_student, want_teacher, backend
 ):
     given = student, teacher, center, batch, student_temp, teacher_temp, same, kept, want_student, want_teacher
-    return backends.resolve(backend, student[0].device).view_cross_entropy_backward(dvalue, *given)
+    return backends.operation(backend, student[0].device, "view_cross_entropy_backward")(dvalue, *given)
 
 
 def _sum_implementation(student, teacher, center, weight, batch, student_temp, teacher_temp, same, backend):
     _check(student, teacher, center, batch, student_temp, teacher_temp, same)
     rest = student, teacher, center, batch, student_temp, teacher_temp, same
-    serve = backends.resolve(backend, student[0].device)
+    serve = backends.resolve(backend, student[0].device, "view_cross_entropy")
     weight = weight.to(accumulate_dtype(student[0].dtype))
     if hasattr(serve, "view_cross_entropy_at_once"):
         value, dstudent = serve.view_cross_entropy_at_once(weight, *rest)

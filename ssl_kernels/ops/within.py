@@ -130,17 +130,17 @@ def _softplus_mean_fake(x, scale, multiplier, period, backend):
 # -------------------------------------------------------------------------------------------------- implementation
 def _self_lse(x, scale, multiplier, period, normalize, backend):
     _check(x, scale, period)
-    return backends.resolve(backend, x[0].device).self_lse(x, scale, multiplier, period, normalize)
+    return backends.operation(backend, x[0].device, "self_lse")(x, scale, multiplier, period, normalize)
 
 
 def _self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend):
-    serve = backends.resolve(backend, x[0].device)
-    return serve.self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top)
+    serve = backends.operation(backend, x[0].device, "self_lse_backward")
+    return serve(dneg, dpos, x, scale, multiplier, period, normalize, neg, top)
 
 
 def _softplus_mean(x, scale, multiplier, period, backend):
     _check(x, scale, period)
-    serve = backends.resolve(backend, x[0].device)
+    serve = backends.resolve(backend, x[0].device, "self_lse")
     if hasattr(serve, "softplus_mean"):
         return serve.softplus_mean(x, scale, multiplier, period)
     neg, pos, top = serve.self_lse(x, scale, multiplier, period, True)
