@@ -26,6 +26,8 @@ class SupCon(nn.Module):
     class Config(config.Config):
         """SupCon: every view finds the views of its class; needs labels (Khosla et al. 2020)."""
 
+        head_norm: bool = False
+        """Batch norm inside the head: learns sooner in short runs. The paper has none."""
         temperature: float = 0.1
         """tau: small ones look at the nearest negatives only."""
         projection_dim: int = 128
@@ -34,7 +36,7 @@ class SupCon(nn.Module):
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = mlp(encoder.dim, encoder.dim, config.projection_dim, batch_norm=False)
+        self.head = mlp(encoder.dim, encoder.dim, config.projection_dim, batch_norm=config.head_norm)
         self.criterion = SupConLoss(config.temperature, backend=config.backend)
 
     def embed(self, images: Tensor) -> Tensor:
