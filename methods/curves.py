@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ class Curves:
     """A number of several runs over their epochs, in one picture."""
 
     runs: tuple[Path, ...]
-    """Their folders."""
+    """Their folders, by whose names they are called."""
     out: Path = Path("runs/curves.svg")
     """The picture, as .svg, .png or .pdf."""
     metric: str = "knn"
@@ -31,9 +30,7 @@ def curves(settings: Curves) -> None:
         rows = [row for row in read_metrics(run, "eval") if settings.metric in row]
         if not rows:
             raise ValueError(f"metric: expected a number that was logged in {run}, got {settings.metric!r}")
-        method = json.loads((run / "config.json").read_text())["method"]
-        label = method if method == run.name else f"{method}, {run.name}"
-        ax.plot([row["epoch"] for row in rows], [row[settings.metric] for row in rows], "o-", ms=3, label=label)
+        ax.plot([row["epoch"] for row in rows], [row[settings.metric] for row in rows], "o-", ms=3, label=run.name)
     ax.set(xlabel="epoch", ylabel="kNN accuracy, %" if settings.metric == "knn" else settings.metric)
     ax.legend(frameon=False)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
