@@ -74,7 +74,7 @@ int backward(const Backward& call, void* stream);
 // For rows too wide to receive anything in registers: G itself, of `rows` rows from `first_row` on (multiples of 128), for a
 // product of matrices to weigh y with. Operands are halves.
 struct GradientEntries : Backward {
-  void* entries;  // halves [rows][y.padded], zero where there is no negative
+  void* entries;  // halves [rows][y.padded], zero where there is no negative; written up to a multiple of 64 columns
   int first_row, rows;
 };
 int gradient_entries(const GradientEntries& call, void* stream);

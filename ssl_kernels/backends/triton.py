@@ -31,10 +31,10 @@ if why_not() is None:
     from functools import partial
 
     from ssl_kernels.backends.gpu import across, pairwise, within
-    from ssl_kernels.backends.triton_kernels import kernels
+    from ssl_kernels.backends.gpu import distances as points
+    from ssl_kernels.backends.triton_kernels import distances, kernels
     from ssl_kernels.backends.triton_kernels.aligned import cosine, cosine_backward
     from ssl_kernels.backends.triton_kernels.averaging import average_
-    from ssl_kernels.backends.triton_kernels.distances import student_lse, student_lse_backward
     from ssl_kernels.backends.triton_kernels.neighbours import nearest
     from ssl_kernels.backends.triton_kernels.ring import enqueue_
     from ssl_kernels.backends.triton_kernels.views import view_cross_entropy, view_cross_entropy_backward
@@ -45,6 +45,8 @@ if why_not() is None:
     cross_lse_backward = partial(across.cross_lse_backward, kernels)
     attend_lse = partial(across.attend_lse, kernels)
     pair_softplus = partial(pairwise.pair_softplus, kernels)
+    student_lse = partial(points.student_lse, distances)
+    student_lse_backward = partial(points.student_lse_backward, distances)
 
     __all__ = [
         "DEVICES",

@@ -27,6 +27,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
 from ssl_kernels.backends.gpu import across, launch, pairwise, within
+from ssl_kernels.backends.gpu import distances as points
 from ssl_kernels.backends.triton_kernels import (
     aligned,
     averaging,
@@ -144,8 +145,8 @@ def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) 
         neighbours.nearest(x, y, 0, normalize)
         for dof in (1.0, 3.0, math.inf):
             args = [x, x], scale, 0.5, dof, 8192
-            neg, low = distances.student_lse(*args)
-            distances.student_lse_backward(neg, *args, neg, low)
+            neg, low = points.student_lse(distances, *args)
+            points.student_lse_backward(distances, neg, *args, neg, low)
     else:
         kept = aligned.cosine(x, x, 1e-8)
         aligned.cosine_backward(kept[0], x, x, *kept, 1e-8, True, True)

@@ -10,8 +10,8 @@ import torch
 from accuracy import BF16, F16, F32, F64
 from torch import Tensor
 
-from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import distances, neighbours
+from ssl_kernels.backends import reference, triton
+from ssl_kernels.backends.triton_kernels import neighbours
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:
@@ -42,7 +42,7 @@ SIZES = [  # rows of each input, width, period
 @pytest.mark.parametrize(("rows", "width", "period"), SIZES, ids=str)
 def test_value_and_gradients(dtype, dof, rows, width, period):
     x = [3 * torch.randn(n, width, dtype=F64).to(dtype) for n in rows]
-    got = evaluate(distances, x, 1.0, dof, period)
+    got = evaluate(triton, x, 1.0, dof, period)
     truth = evaluate(reference, [t.double() for t in x], 1.0, dof, period)
     eager = evaluate(reference, x, 1.0, dof, period)
     for ours, exact, theirs in zip(got, truth, eager, strict=True):
@@ -58,14 +58,14 @@ def test_value_and_gradients(dtype, dof, rows, width, period):
 @pytest.mark.parametrize(("spread", "offset", "scale"), [(1, 100, 1.0), (1e3, 0, 1.0), (1, 0, 0.0), (3, 0, 100.0)])
 def test_points_close_together_and_far_apart(dof, spread, offset, scale):
     x = [(spread * torch.randn(40, 2) + offset) for _ in range(2)]
-    got = evaluate(distances, x, scale, dof, 40)
+    got = evaluate(triton, x, scale, dof, 40)
     truth = evaluate(reference, [t.double() for t in x], scale, dof, 40)
     for ours, exact in zip(got, truth, strict=True):
         assert relative_error(ours, exact) < 1e-5
 
 
 def test_a_negative_scale_gives_nan():
-    neg, _ = distances.student_lse([torch.randn(8, 2)], torch.tensor(-1.0), 1.0, 1.0, 4)
+    neg, _ = triton.student_lse([torch.randn(8, 2)], torch.tensor(-1.0), 1.0, 1.0, 4)
     assert neg.isnan().all()
 
 
@@ -73,7 +73,7 @@ def test_the_order_of_programs_does_not_matter(monkeypatch):
     x, results = [torch.randn(70, 2), torch.randn(70, 2)], []
     for seed in (None, 1, 2):
         monkeypatch.setattr(interpreter.SETTINGS, "seed", seed)
-        results.append(evaluate(distances, x, 1.0, 3.0, 70))
+        results.append(evaluate(triton, x, 1.0, 3.0, 70))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
 
 

@@ -9,11 +9,13 @@ DEVICES = ("cuda", "cpu") if EMULATED else ("cuda",)
 if why_not() is None:
     from functools import partial
 
-    from ssl_kernels.backends.cuda import kernels
+    from ssl_kernels.backends.cuda import distances, kernels
     from ssl_kernels.backends.cuda.aligned import cosine, cosine_backward
     from ssl_kernels.backends.cuda.averaging import average_
+    from ssl_kernels.backends.cuda.neighbours import nearest
     from ssl_kernels.backends.cuda.ring import enqueue_
     from ssl_kernels.backends.gpu import across, pairwise, within
+    from ssl_kernels.backends.gpu import distances as points
 
     self_lse = partial(within.self_lse, kernels)
     self_lse_backward = partial(within.self_lse_backward, kernels)
@@ -21,6 +23,8 @@ if why_not() is None:
     cross_lse_backward = partial(across.cross_lse_backward, kernels)
     attend_lse = partial(across.attend_lse, kernels)
     pair_softplus = partial(pairwise.pair_softplus, kernels)
+    student_lse = partial(points.student_lse, distances)
+    student_lse_backward = partial(points.student_lse_backward, distances)
 
     __all__ = [
         "DEVICES",
@@ -31,8 +35,11 @@ if why_not() is None:
         "cross_lse",
         "cross_lse_backward",
         "enqueue_",
+        "nearest",
         "pair_softplus",
         "self_lse",
         "self_lse_backward",
+        "student_lse",
+        "student_lse_backward",
         "why_not",
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ssl_kernels.backends.cuda import wide
 from ssl_kernels.backends.cuda.native import DTYPES, NOTHING, C, address, number, stream
 from ssl_kernels.backends.gpu.kernels import DOUBLE, HALF, SPLIT, Grid, Three
-from ssl_kernels.backends.gpu.launch import Problem, Side, cdiv
+from ssl_kernels.backends.gpu.launch import ROW_MULTIPLE, Problem, Side, cdiv
 
 _KERNELS = {"forward": 0, "cross": 1, "backward": 2, "attend": 3, "softplus": 4}
 _OPERANDS = {HALF: 0, SPLIT: 1, DOUBLE: 2}
@@ -21,13 +23,22 @@ class Tile(NamedTuple):
     BLOCK_D: int
 
 
+# Wider rows of float16 do not receive anything in registers (see wide).
+WIDEST = 256
+# Columns of a tile that is as wide as the matrix.
+ALL = 1 << 30
+
+
 def padded_width(width: int) -> int:
-    """Operand rows come in panels of 128 bytes."""
-    return cdiv(width, 64) * 64
+    """Operand rows come in panels of 128 bytes; up to 256 the kernels know one, two or four of them."""
+    panels = cdiv(width, 64)
+    return 64 * (panels if panels > 4 else 1 << (panels - 1).bit_length())
 
 
 @lru_cache(maxsize=1024)
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
+    if kernel == "backward" and operands == HALF and width > WIDEST:
+        return Tile(ROW_MULTIPLE, ALL, width)
     return Tile(*C.tile(_KERNELS[kernel], _OPERANDS[operands], width, arch))
 
 
@@ -72,8 +83,21 @@ def backward(
     p: Problem, x: Side, y: Side, step: int, tile: Tile, grid: Grid, span: int, x_weights: Tensor | None,
     y_weights: Tensor | None, received: Tensor,
 ) -> None:  # fmt: skip
-    weights = address(x_weights), address(y_weights)
-    C.backward(_matrix(p, x, y, step), *weights, address(received), span, stream(p.device))
+    matrix, weights = _matrix(p, x, y, step), (address(x_weights), address(y_weights))
+    if tile.BLOCK_N < ALL:
+        C.backward(matrix, *weights, address(received), span, stream(p.device))
+        return
+    columns, written, most = wide.plain_rows(p, y), wide.columns_written(y), wide.rows_at_once(p, x, y)
+    entries = p.empty(most, y.padded, dtype=torch.float16)
+    for first in range(0, x.padded, most):
+        rows = min(most, x.padded - first)
+        C.gradient_entries(matrix, *weights, address(entries), first, rows, stream(p.device))
+        wide.weigh_columns(entries[:rows, :written], columns[:written], received[0, first : first + rows])
+
+
+def nearest(p: Problem, span: int, products: Tensor, indices: Tensor, index: Tensor) -> None:
+    results = address(products), address(indices), span, address(index)
+    C.nearest(_matrix(p, p.x, p.y, p.step), *results, stream(p.device))
 
 
 def finish(

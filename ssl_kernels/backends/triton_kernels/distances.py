@@ -7,7 +7,6 @@ underflows. One degree of freedom, the Cauchy kernel, is ``1 / u``, ``u = 1 + in
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,10 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssl_kernels.backends.gpu import distances
+from ssl_kernels.backends.gpu.distances import Points
 from ssl_kernels.backends.triton_kernels.logits import logit_factor
-from ssl_kernels.backends.triton_kernels.streams import on_device
 
-CAUCHY, STUDENT, GAUSSIAN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+CAUCHY = tl.constexpr(distances.CAUCHY)
+STUDENT = tl.constexpr(distances.STUDENT)
+GAUSSIAN = tl.constexpr(distances.GAUSSIAN)
 
 # Further than any two points are; only pairs that do not count are infinitely far.
 FURTHEST = tl.constexpr(1.0e37)
@@ -236,55 +238,30 @@ def backward(
     tl.store(moments + i, moment, mask=here)
 
 
-class Points:
-    """What forward and backward share: the points coordinate by coordinate, ``[D, M]``, and the kernels' arguments."""
-
-    def __init__(self, x: list[Tensor], scale: Tensor | None, multiplier: float, dof: float, period: int) -> None:
-        self.x = x
-        self.dtype = torch.float64 if x[0].dtype == torch.float64 else torch.float32
-        self.z = torch.cat([t.to(self.dtype) for t in x]).T.contiguous()
-        self.width, self.rows = self.z.shape
-        self.period = period
-        self.factors = scale, multiplier, 1.0 if math.isinf(dof) else dof  # a Gaussian's kernels do not read it
-        self.slope = 1.0 if math.isinf(dof) else (dof + 1) / dof  # of the logits over -T, at the nearest
-        self.kind = (CAUCHY if dof == 1 else GAUSSIAN if math.isinf(dof) else STUDENT).value
-        self.tile = TILE_DOUBLE if self.dtype == torch.float64 else TILE
-        self.grid = (triton.cdiv(self.rows, self.tile["BLOCK_M"]),)
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.z.device)
-
-    def constants(self) -> dict[str, Any]:
-        return {"KIND": self.kind, "WIDTH": self.width if self.width <= UNROLLED else 0, **self.tile}
+def point_sums(p: Points, neg: Tensor, low: Tensor) -> None:
+    forward[_grid(p)](
+        p.z, p.scale, p.multiplier, p.dof, neg, low, p.rows, p.period, p.width, **_constants(p), **_tile(p)
+    )
 
 
-def student_lse(
-    x: list[Tensor], scale: Tensor | None, multiplier: float, dof: float, period: int
-) -> tuple[Tensor, Tensor]:
-    with on_device(x[0]):
-        p = Points(x, scale, multiplier, dof, period)
-        neg, low = p.empty(p.rows), p.empty(p.rows)
-        forward[p.grid](p.z, *p.factors, neg, low, p.rows, period, p.width, **p.constants())
-    return neg, low
+def point_gradients(p: Points, neg: Tensor, low: Tensor, dneg: Tensor, received: Tensor, moments: Tensor) -> None:
+    near, weight = p.empty(p.rows), p.empty(p.rows)
+    factors = p.scale, p.multiplier, p.dof
+    weigh[(triton.cdiv(p.rows, VECTOR["BLOCK"]),)](
+        neg, low, dneg, *factors, near, weight, p.rows, KIND=p.falloff, **VECTOR
+    )
+    backward[_grid(p)](
+        p.z, *factors, near, weight, received, moments, p.rows, p.period, p.width, **_constants(p), **_tile(p)
+    )
 
 
-def student_lse_backward(
-    dneg: Tensor, x: list[Tensor], scale: Tensor | None, multiplier: float, dof: float, period: int, neg: Tensor,
-    low: Tensor,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    with on_device(x[0]):
-        p = Points(x, scale, multiplier, dof, period)
-        near, weight, moments = p.empty(p.rows), p.empty(p.rows), p.empty(p.rows)
-        received = p.empty(p.width, p.rows)
-        weigh[(triton.cdiv(p.rows, VECTOR["BLOCK"]),)](
-            neg, low, dneg.contiguous(), *p.factors, near, weight, p.rows, KIND=p.kind, **VECTOR
-        )
-        backward[p.grid](p.z, *p.factors, near, weight, received, moments, p.rows, period, p.width, **p.constants())
-        dfactor = -0.5 * p.slope * moments.sum()  # a pair was met from both its sides
-        # d logit / d d2 = -T slope / u, d d2 / d z_i = 2 (z_i - z_j), and z_j has the same from its side
-        factor = -2 * p.slope * multiplier * (1.0 if scale is None else scale.to(p.dtype).reshape(()))
-        dz = (received * factor).T.to(x[0].dtype)
-        dx = [part.contiguous() for part in dz.split([len(t) for t in x])]
-    if scale is None:
-        return dx, torch.zeros_like(dfactor)
-    return dx, (multiplier * dfactor).to(scale.dtype).reshape(scale.shape)
+def _tile(p: Points) -> dict[str, Any]:
+    return TILE_DOUBLE if p.dtype == torch.float64 else TILE
+
+
+def _grid(p: Points) -> tuple[int]:
+    return (triton.cdiv(p.rows, _tile(p)["BLOCK_M"]),)
+
+
+def _constants(p: Points) -> dict[str, Any]:
+    return {"KIND": p.falloff, "WIDTH": p.width if p.width <= UNROLLED else 0}

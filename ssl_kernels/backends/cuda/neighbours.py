@@ -1,0 +1,28 @@
+"""The nearest row of another set, by the CUDA kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_kernels.backends.cuda import kernels
+from ssl_kernels.backends.gpu.device import on_device
+from ssl_kernels.backends.gpu.launch import Problem
+
+# Up to this width in float64: unit rows in few dimensions lie close together, their products differ in digits that
+# float32 does not have.
+IN_DOUBLE = 16
+
+
+def nearest(x: Tensor, y: Tensor, skip: int | None, normalize: bool) -> Tensor:
+    wide = torch.float64 if x.dtype == torch.float64 or x.shape[1] <= IN_DOUBLE else torch.float32
+    with on_device(x):
+        # past the last column: nobody is left out
+        step = len(y) if skip is None else skip
+        p = Problem(kernels, None, 1.0, step, normalize, [x.to(wide)], [y.to(wide)], exact=True)
+        tile = kernels.tile("softplus", p.operands, p.padded_width, p.arch)
+        grid, span = p.grid(p.x, p.y, tile._replace(BLOCK_D=p.padded_width))
+        products, indices = p.empty(grid[1], p.x.padded), p.empty(grid[1], p.x.padded, dtype=torch.int32)
+        index = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        kernels.nearest(p, span, products, indices, index)
+    return index
