@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import report
+from benchmarks import report, sanitizer
 from benchmarks.ceilings import ceilings, floor_seconds
 from benchmarks.harness import ROOT, Samples, environment, interleave, matmul_precision, results_folder, timer
 from benchmarks.problems import EAGER, PROBLEMS, Loss, Problem, providers
 from benchmarks.questions import state as moving
 from benchmarks.questions.speed import Job, inputs
+from ssl_kernels import backends
 from ssl_kernels.testing import Result, evaluate, peak_extra_bytes, poisoned_memory, relative_error, widened
 
 PHASES = ("forward", "forward+backward")
@@ -45,7 +46,8 @@ class Plan:
     device: str = "cuda"
     whole: float = 520.0
     build: float = 120.0
-    tests: float = 210.0
+    tests: float = 180.0
+    sanitizer: float = 60.0
     ceilings: float = 20.0
     a_job: float = 2.0
     longest_call: float = 1.5  # no problem is begun whose products alone would take longer
@@ -135,6 +137,9 @@ def run(plan: Plan, folder: Path) -> Run:
     state.stages["tests"] = run_tests(state)
     state.say(f"tests: {state.stages['tests']['outcome']}")
     state.write()
+    state.stages["sanitizer"] = sanitize(state)
+    state.say(f"sanitizer: {state.stages['sanitizer']}")
+    state.write()
     state.rates = ceilings(plan.device, plan.ceilings, plan.matrices)
     state.say("ceilings: " + ", ".join(f"{name} {rate:.3g}/s" for name, rate in state.rates.items()))
     state.write()
@@ -185,6 +190,21 @@ def run_tests(state: Run) -> dict[str, Any]:
         return {"passed": False, "outcome": f"stopped after {state.plan.tests:.0f} s, see tests.txt"}
     lines = [line for line in output.splitlines() if re.search(r"\d+ (passed|failed|error|skipped)", line)]
     return {"passed": code == 0, "outcome": lines[-1].strip("= ") if lines else f"pytest ended with {code}"}
+
+
+def sanitize(state: Run) -> str:
+    """Small calls of the CUDA kernels under each tool of compute-sanitizer."""
+    if reason := backends.status()["cuda"]:
+        return f"not run: no CUDA kernels here, {reason}"
+    if sanitizer.program() is None:
+        return "not run: compute-sanitizer is not installed"
+    outcomes = []
+    until = time.monotonic() + state.plan.sanitizer
+    for tool in sanitizer.TOOLS:
+        code, output = _within(max(1.0, until - time.monotonic()), sanitizer.command(tool))
+        (state.folder / f"{tool}.txt").write_text(_without_paths(output)[-20_000:])
+        outcomes.append(f"{tool} {'clean' if code == 0 else 'out of time' if code is None else 'FAILED'}")
+    return ", ".join(outcomes)
 
 
 def _within(seconds: float, command: list[str]) -> tuple[int | None, str]:

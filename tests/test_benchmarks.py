@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import ceilings, gpu, harness, report
+from benchmarks import ceilings, gpu, harness, report, sanitizer
 from benchmarks.problems import EAGER, PROBLEMS, providers
 from benchmarks.questions import QUESTIONS, accuracy, memory, speed, state, step
 from benchmarks.questions.speed import Job
@@ -234,6 +235,7 @@ def test_the_whole_run_on_a_cpu(tmp_path, no_build):
     text = (tmp_path / "README.md").read_text()
     assert "Forward+backward: ms" in text and "bfloat16" in text and "| clip " in text
     assert "EMA" in text and "enqueue" in text and (tmp_path / "state.csv").exists()
+    assert "sanitizer: not run" in text  # no GPU, no kernels to watch
     assert (tmp_path / "run.json").exists() and len(report.read_csv(tmp_path / "speed.csv")) == len(state.rows)
 
 
@@ -249,6 +251,22 @@ def test_what_was_measured_is_kept_when_something_fails(tmp_path, no_build, monk
     monkeypatch.setattr(gpu, "measure", broken)
     state = gpu.run(TINY, tmp_path)
     assert not state.rows and len(state.not_run) == 8
+
+
+def test_every_tool_of_the_sanitizer_says_what_it_found(tmp_path, monkeypatch):
+    watched = tmp_path / "compute-sanitizer"
+    watched.write_text('#!/bin/sh\necho "watched by $2"\n[ "$2" != racecheck ] || exit 99\n')
+    watched.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(gpu.backends, "status", lambda: {"cuda": None})
+    outcome = gpu.sanitize(gpu.Run(TINY, tmp_path))
+    assert outcome == "memcheck clean, racecheck FAILED, initcheck clean, synccheck clean"
+    assert (tmp_path / "initcheck.txt").read_text() == "watched by initcheck\n"
+
+
+def test_what_the_sanitizer_watches_runs():
+    for _, call in sanitizer.calls("cpu", "cpu"):
+        call()
 
 
 def test_the_deadline_is_kept_and_said(tmp_path, no_build, monkeypatch):
