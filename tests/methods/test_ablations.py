@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from methods.__main__ import main
@@ -15,7 +16,11 @@ def test_what_is_finished_is_not_repeated_and_the_rest_is_trained(tmp_path: Path
     for k, name in enumerate(names[1:]):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps({"knn": 30.0 + k}))
-    main(["ablations", "--data", "digits", "--out", str(tmp_path), "--epochs", "1", "--threads", "1"])
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "noise.npz", images=rng.integers(0, 256, (200, 8, 8, 3), np.uint8), labels=np.arange(200) % 4)
+    main(
+        ["ablations", "--data", str(tmp_path / "noise.npz"), "--out", str(tmp_path), "--epochs", "1", "--threads", "1"]
+    )
     trained = [name for name in names if (tmp_path / name / "checkpoint.pt").exists()]
     assert trained == ["all"]
     knn = json.loads((tmp_path / "all" / "results.json").read_text())["knn"]
