@@ -10,7 +10,7 @@ namespace {
 
 template <class Cut> struct Gradient {
   using Real = typename Cut::O::Real;
-  static constexpr int MT = Cut::MT, BN = Cut::BN;
+  static constexpr int MT = Cut::MT, BN = Cut::BN, PIECES = Cut::O::PIECES;
   static constexpr int VECTORS = 3;  // of a column: weight, top, neg
   const Backward& call;
   Place place;
@@ -64,8 +64,8 @@ template <class Cut> struct Gradient {
             } else {
               const Real by = row_factor[mt][h] * f_j;
               Real g = 0;
-              if (rows_too) g = weight[mt][h] * exp_fast(entry * by - top[mt][h] - neg[mt][h]);
-              if (columns_too) g += w_j * exp_fast(entry * by - columns[BN + j] - columns[2 * BN + j]);
+              if (rows_too) g = weight[mt][h] * exp_fast<PIECES>(entry * by - top[mt][h] - neg[mt][h]);
+              if (columns_too) g += w_j * exp_fast<PIECES>(entry * by - columns[BN + j] - columns[2 * BN + j]);
               entry = g * (f_j * unit_of_columns);
             }
             if (special && !(pairs.inside(place.i(mt, 2 * h), first + j) && pairs.negative(place.i(mt, 2 * h), first + j)))

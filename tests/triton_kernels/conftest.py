@@ -1,16 +1,28 @@
-"""These tests need a process of their own, with TRITON_INTERPRET=1 (``tests/test_triton.py`` starts it)."""
+"""These tests need a process of their own, which ``tests/test_triton.py`` and ``tests/test_cuda.py`` start: with
+TRITON_INTERPRET=1, or with the path of the emulated CUDA module in SSL_EMULATED."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+# What only Triton's interpreter can say, or only Triton's kernels do.
+OF_TRITON = ["test_interpreter.py", "test_points.py", "test_size.py", "test_streams.py", "test_views.py"]
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     import interpreter
 
     interpreter.install()
+elif path := os.environ.get("SSL_EMULATED"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "cuda" / "emulation"))
+    from load import Emulated
+
+    emulated = Emulated(Path(path))
+    collect_ignore = OF_TRITON
 else:
     collect_ignore_glob = ["test_*.py"]
 
@@ -18,7 +30,10 @@ else:
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Buffers start as NaN: an entry that no kernel writes, or that one reads too early, does not stay hidden."""
+    from serving import draw
+
     torch.manual_seed(0)
+    draw(0)
 
     def fill(make):
         def filled(*args, **kwargs):

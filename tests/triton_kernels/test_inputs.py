@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import interpreter
 import pytest
+import serving
 import torch
+from serving import kernels
 
 import ssl_kernels
-from ssl_kernels.backends import reference, triton
+from ssl_kernels.backends import reference
 from ssl_kernels.backends.gpu import launch
 
 LOOSE = {"rtol": 2e-4, "atol": 1e-5}
@@ -17,7 +18,7 @@ KERNELS = ("prepare", "largest_factors", "sweep", "combine", "weigh", "finish", 
 def both(x, scale, period, *, multiplier=1.0, normalize=True):
     """Forward and backward of the kernels and of the reference, on the same upstream gradients."""
     results = []
-    for backend in (triton, reference):
+    for backend in (kernels, reference):
         neg, pos, top = backend.self_lse(x, scale, multiplier, period, normalize)
         generator = torch.Generator().manual_seed(1)
         dneg = torch.rand(neg.shape, generator=generator).to(neg.dtype)
@@ -116,20 +117,20 @@ def test_multiplier_is_not_rounded_to_float32():
 
 def test_upstream_gradients_of_any_size_and_shape():
     x = [torch.randn(70, 16).half()]
-    neg, _, top = triton.self_lse(x, None, 10.0, 35, True)
+    neg, _, top = kernels.self_lse(x, None, 10.0, 35, True)
     rest = x, None, 10.0, 35, True, neg, top
-    whole = triton.self_lse_backward(torch.ones(70), torch.zeros(1, 70), *rest)[0][0].double()
+    whole = kernels.self_lse_backward(torch.ones(70), torch.zeros(1, 70), *rest)[0][0].double()
     for size in (2.0**-40, 2.0**12):
-        dx = triton.self_lse_backward(torch.tensor(size).expand(70), torch.zeros(()).expand(1, 70), *rest)[0][0]
+        dx = kernels.self_lse_backward(torch.tensor(size).expand(70), torch.zeros(()).expand(1, 70), *rest)[0][0]
         torch.testing.assert_close(dx.double(), (whole * size).half().double(), rtol=1e-3, atol=1e-7)
-    nothing = triton.self_lse_backward(torch.zeros(70), torch.zeros(1, 70), *rest)[0][0]
+    nothing = kernels.self_lse_backward(torch.zeros(70), torch.zeros(1, 70), *rest)[0][0]
     assert nothing.count_nonzero() == 0
 
 
 @pytest.mark.parametrize("temperature", [0.1, torch.tensor(0.02, requires_grad=True)], ids=["float", "learnt"])
 def test_the_loss_itself(temperature):
     grads = []
-    for backend in ("triton", "reference"):
+    for backend in (serving.NAME, "reference"):
         torch.manual_seed(0)
         views = [torch.randn(20, 16, requires_grad=True) for _ in range(3)]
         loss = ssl_kernels.nt_xent_loss(*views[:2], temperature, more=views[2:], backend=backend)
@@ -151,7 +152,7 @@ def test_the_loss_itself(temperature):
 )
 def test_losses_of_two_sets(columns, loss):
     results = []
-    for backend in ("triton", "reference"):
+    for backend in (serving.NAME, "reference"):
         torch.manual_seed(0)
         x, y = (torch.nn.functional.normalize(torch.randn(n, 16), dim=1).requires_grad_() for n in (20, columns))
         scale = torch.tensor(5.0, requires_grad=True)
@@ -169,12 +170,12 @@ def test_nothing_is_read_back(monkeypatch):
 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    monkeypatch.setattr(interpreter.SETTINGS, "only", dict.fromkeys(KERNELS, ()))
+    serving.idle(monkeypatch, *KERNELS)
     x, scale = [torch.randn(70, 16)], torch.tensor(10.0)
-    neg, pos, top = triton.self_lse(x, scale, 1.0, 35, True)
-    triton.self_lse_backward(neg, pos, x, scale, 1.0, 35, True, neg, top)
+    neg, pos, top = kernels.self_lse(x, scale, 1.0, 35, True)
+    kernels.self_lse_backward(neg, pos, x, scale, 1.0, 35, True, neg, top)
     y, args = torch.randn(90, 16), (scale, 1.0, 5)
-    neg, pos, top, neg_y, pos_y, top_y = triton.cross_lse(*x, [y], *args, True, True)
-    triton.cross_lse_backward(neg, pos, neg_y, pos_y, *x, [y], *args, True, neg, top, neg_y, top_y, True, True)
-    triton.attend_lse(*x, [y], *args, False)
-    triton.pair_softplus(*x, y, scale, scale, 1.0, 5, True)
+    neg, pos, top, neg_y, pos_y, top_y = kernels.cross_lse(*x, [y], *args, True, True)
+    kernels.cross_lse_backward(neg, pos, neg_y, pos_y, *x, [y], *args, True, neg, top, neg_y, top_y, True, True)
+    kernels.attend_lse(*x, [y], *args, False)
+    kernels.pair_softplus(*x, y, scale, scale, 1.0, 5, True)
