@@ -46,9 +46,11 @@ struct Matrix {
 // ------------------------------------------------------------------------------------------------------------- sweeps
 enum class Kernel : int { forward, cross, backward, attend, softplus };
 
-// Rows and columns of a block's tile, and the entries of its result along the width: Python makes its grids of them.
+// Rows and columns of a block's tile, the entries of its result along the width, and whether it has a multiprocessor to itself:
+// Python makes its grids of them.
 struct Tile {
   int block_m, block_n, block_d;
+  bool alone;
 };
 Tile tile(Kernel kernel, Operands operands, int width, int arch);
 

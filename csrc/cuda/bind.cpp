@@ -57,7 +57,7 @@ Inputs inputs_of(const InputsTuple& inputs) {
 void bind_sweeps(py::module_& m) {
   m.def("tile", [](int kernel, int operands, int width, int arch) {
     const Tile t = tile(Kernel(kernel), Operands(operands), width, arch);
-    return std::tuple(t.block_m, t.block_n, t.block_d);
+    return std::tuple(t.block_m, t.block_n, t.block_d, t.alone);
   });
   m.def("forward", [](const MatrixTuple& matrix, Address x_sums, Address x_tops, Address y_sums, Address y_tops, int x_group,
                       int y_group, Address stream) {

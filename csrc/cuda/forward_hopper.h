@@ -10,7 +10,7 @@ namespace ssl::cuda {
 // they are, beside the columns.
 template <class Operands, int WIDTH, int BN_, int STAGES_> struct HopperForwardCut {
   using O = Operands;
-  static constexpr int WARPS = 8, MT = 1, BM = 128, BN = BN_, STAGES = STAGES_;
+  static constexpr int WARPS = 8, MT = 1, BM = 128, BN = BN_, STAGES = STAGES_, BLOCKS = 1;
   static constexpr int WORKERS = 32 * WARPS, THREADS = WORKERS + 128;
   static constexpr int PANEL = panel_width<typename O::Element>, RESIDENT = WIDTH / PANEL;
   static constexpr bool WHOLE = WIDTH > 0;

@@ -21,6 +21,7 @@ class Tile(NamedTuple):
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_D: int
+    alone: bool
 
 
 # Wider rows of float16 do not receive anything in registers (see wide).
@@ -38,7 +39,7 @@ def padded_width(width: int) -> int:
 @lru_cache(maxsize=1024)
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
     if kernel == "backward" and operands == HALF and width > WIDEST:
-        return Tile(ROW_MULTIPLE, ALL, width)
+        return Tile(ROW_MULTIPLE, ALL, width, False)
     return Tile(*C.tile(_KERNELS[kernel], _OPERANDS[operands], width, arch))
 
 

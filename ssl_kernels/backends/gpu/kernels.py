@@ -29,6 +29,10 @@ class Tile(Protocol):
     def BLOCK_N(self) -> int: ...
     @property
     def BLOCK_D(self) -> int | None: ...
+    @property
+    def alone(self) -> bool:
+        """Whether a program has a multiprocessor to itself; otherwise two share one."""
+        ...
 
 
 T = TypeVar("T", bound=Tile)

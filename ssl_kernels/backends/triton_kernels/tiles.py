@@ -18,6 +18,10 @@ class Tile(NamedTuple):
     STAGES: int
     num_warps: int
 
+    @property
+    def alone(self) -> bool:
+        return False  # every entry of the table leaves room for two
+
     def arguments(self) -> dict[str, int | bool | None]:
         return {**self._asdict(), "num_stages": self.STAGES, "enable_fp_fusion": True}
 
