@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import interpreter
 import pytest
+import serving
 import torch
+from serving import kernels
 
 from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import aligned, averaging, ring
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (F32, F64, BF16, F16)
@@ -24,14 +24,14 @@ def pairs(to, of, seed=0):
     return [(s.double() + 0.1 * torch.randn(s.shape, dtype=F64)).to(to) for s in source], source
 
 
-def average(target, source, momentum, copied=0, rounding=None, backend=averaging):
-    interpreter.SETTINGS.reachable = [*target, *source]
+def average(target, source, momentum, copied=0, rounding=None, backend=kernels):
+    serving.reach(*target, *source)
     tensor = isinstance(momentum, torch.Tensor)
     arguments = (momentum, 0.0) if tensor else (None, momentum)
     try:
         backend.average_(target, source, *arguments, copied, rounding)
     finally:
-        interpreter.SETTINGS.reachable = []
+        serving.reach()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.7, 0.999, 1.0, torch.tensor(0.99), torch.tensor([0.996], dtype=F64)])
@@ -59,7 +59,7 @@ def test_random_bits_are_those_of_the_definition(dtype):
     source = [(torch.randn(9000) * exponents.float().exp2()).clamp(-65504, 65504)]
     source[0][:2] = torch.tensor([131040.0, -131039.0])
     results = []
-    for backend in (averaging, reference):
+    for backend in (kernels, reference):
         target, state = [torch.zeros(9000, dtype=dtype)], torch.tensor([-3, (1 << 32) + 1])
         average(target, source, 0.5, rounding=state, backend=backend)
         results.append(target[0].view(torch.int16))
@@ -81,7 +81,22 @@ def test_copies_beside_averages_of_several_kinds():
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.skipif(serving.NAME != "cuda", reason="whose launches hold the addresses of 800 pairs")
+def test_as_many_launches_as_the_addresses_fill():
+    """The number of the call counts calls, not launches."""
+    rounding = torch.tensor([1, 0])
+    target, source = ([torch.full((3,), float(k)) for k in range(n, n + 1700)] for n in (0, 1))
+    target[5], source[5] = (t[5].bfloat16() for t in (target, source))
+    average(target, source, 0.5, rounding=rounding)
+    for k, t in enumerate(target):
+        assert (t.float() - (k + 0.5)).abs().max() <= (2**-5 if k == 5 else 0)
+    assert rounding.tolist() == [1, 1]
+
+
+@pytest.mark.skipif(serving.NAME != "triton", reason="whose table of addresses lies on the device")
 def test_one_launch_whatever_the_number_of_tensors(monkeypatch):
+    from ssl_kernels.backends.triton_kernels import averaging
+
     launches = []
     kernel = averaging.average
 
@@ -96,7 +111,10 @@ def test_one_launch_whatever_the_number_of_tensors(monkeypatch):
     assert launches == [(40,)]
 
 
+@pytest.mark.skipif(serving.NAME != "triton", reason="whose table of addresses lies on the device")
 def test_the_table_is_built_once_and_again_for_other_tensors(monkeypatch):
+    from ssl_kernels.backends.triton_kernels import averaging
+
     built = []
     build = averaging._build
     monkeypatch.setattr(averaging, "_build", lambda *args: built.append(1) or build(*args))
@@ -123,7 +141,7 @@ def test_queue(size, count, pointer, normalize, wrap):
         queue, rows = torch.randn(size, width).to(to), torch.randn(count, width).to(of)
         rows[0] = 0
         results = []
-        for backend in (ring, reference):
+        for backend in (kernels, reference):
             state = queue.clone(), torch.tensor([pointer])
             backend.enqueue_(*state, rows, normalize, wrap)
             results.append(state)
@@ -136,7 +154,7 @@ def test_queue_and_batch_may_have_gaps_between_rows():
     wide = torch.full((12, 20), torch.nan)
     queue, rows = wide[:, 4:14], torch.randn(4, 20)[:, 3:13]
     queue.zero_()
-    ring.enqueue_(queue, torch.tensor(10), rows, True, True)
+    kernels.enqueue_(queue, torch.tensor(10), rows, True, True)
     expected = torch.nn.functional.normalize(rows, dim=1)
     torch.testing.assert_close(queue[[10, 11, 0, 1]], expected)
     assert wide.isnan().sum() == 120 and (queue[2:10] == 0).all()
@@ -153,7 +171,7 @@ def test_cosines(dtype, count, width):
     x = torch.stack([x, x], 1)[:, 0]  # rows with gaps between them
     for want in ((True, True), (True, False), (False, True)):
         results = []
-        for backend in (aligned, reference):
+        for backend in (kernels, reference):
             kept = backend.cosine(x, y, 1e-8)
             results.append((*kept, *backend.cosine_backward(dvalue, x, y, *kept, 1e-8, *want)))
         for got, expected in zip(*results, strict=True):

@@ -5,6 +5,7 @@ python tests/cuda/emulation/build.py    prints where the module is
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,36 +19,61 @@ FLAGS = (
 )
 
 
+FOLDER = ROOT / "build" / "emulated"
+MODULE = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def compiler(csrc: Path) -> list[str]:
+    import pybind11
+
+    include = [f"-I{csrc}", f"-I{HERE}"]
+    for path in (pybind11.get_include(), sysconfig.get_path("include")):
+        include += ["-isystem", path]
+    return ["g++", *FLAGS, *include, "-x", "c++", "-c"]
+
+
 @lru_cache(maxsize=None)
-def build(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "emulated") -> Path:
-    """The module of the kernels in ``csrc``. What is up to date stays.
+def build() -> Path:
+    """The module. What is up to date stays.
 
     Raises:
         RuntimeError: what the compiler said.
     """
     import ninja
-    import pybind11
 
-    module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    include = [f"-I{csrc}", f"-I{HERE}"]
-    for path in (pybind11.get_include(), sysconfig.get_path("include")):
-        include += ["-isystem", path]
-    command = " ".join(["g++", *FLAGS, *include])
+    csrc = ROOT / "csrc"
+    command = " ".join(compiler(csrc))
     lines = [
-        f"rule cxx\n  command = {command} -MMD -MF $out.d -x c++ -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        f"rule cxx\n  command = {command} $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc",
         "rule link\n  command = g++ -shared $in -o $out",
     ]
     objects = []
     for source in [*sorted(csrc.glob("cuda/*.cu")), csrc / "cuda" / "bind.cpp", HERE / "machine.cpp"]:
         objects.append(f"{source.stem}.o")
         lines.append(f"build {objects[-1]}: cxx {source}")
-    lines.append(f"build {module.name}: link {' '.join(objects)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-    ran = subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", folder], capture_output=True, text=True, check=False)
+    lines.append(f"build {MODULE}: link {' '.join(objects)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "build.ninja").write_text("\n".join(lines) + "\n")
+    ran = subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", FOLDER], capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"the emulated kernels do not compile:\n{ran.stdout[-4000:]}")
-    return module
+    return FOLDER / MODULE
+
+
+def mutant(folder: Path, file: str, old: str, new: str, source: str) -> Path:
+    """The module with ``old`` in ``file`` become ``new``, of which only ``source`` knows."""
+    build()
+    csrc = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc, ignore=shutil.ignore_patterns("cpu"))
+    text = (csrc / "cuda" / file).read_text()
+    if old not in text:
+        raise ValueError(f"{file} has no {old!r}")
+    (csrc / "cuda" / file).write_text(text.replace(old, new, 1))
+    changed = folder / "changed.o"
+    subprocess.run([*compiler(csrc), "-O1", csrc / "cuda" / source, "-o", changed], check=True)
+    others = [path for path in FOLDER.glob("*.o") if path.stem != Path(source).stem]
+    subprocess.run(["g++", "-shared", changed, *others, "-o", folder / MODULE], check=True)
+    return folder / MODULE
 
 
 if __name__ == "__main__":
