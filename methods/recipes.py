@@ -99,12 +99,13 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10-small-cpu": {
         "simclr": _CIFAR10_SMALL | {"temperature": 0.2},
         "moco": _CIFAR10_SMALL
-        | {"temperature": 0.2, "symmetric": True, "queue_size": 2048, "ema_momentum": 0.99, "bn_groups": 4},
+        | {"temperature": 0.2, "symmetric": True, "queue_size": 2048, "ema_momentum": 0.99, "bn_groups": 4}
+        | {"head_norm": True},
         "byol": _CIFAR10_SMALL
         | _PLAIN_SGD
         | {"epochs": 30, "batch_size": 64, "hidden_dim": 512, "projection_dim": 128, "projection_norm": True}
         | {"ema_momentum": 0.95},
-        "supcon": _CIFAR10_SMALL | {"temperature": 0.1},
+        "supcon": _CIFAR10_SMALL | {"epochs": 20, "batch_size": 64, "lr": 3e-3, "temperature": 0.1, "head_norm": True},
         "tsimcne": _CIFAR10_SMALL
         | {
             "temperature": 0.2,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from methods import config
 from methods.batch import Batch
 from methods.encoders import Encoder
-from methods.heads import SimCLRProjectionHead, mlp
+from methods.heads import mlp
 from methods.processes import from_all
 from ssl_kernels import SupConLoss
 
@@ -27,7 +27,7 @@ class SupCon(nn.Module):
         """SupCon: every view finds the views of its class; needs labels (Khosla et al. 2020)."""
 
         head_norm: bool = False
-        """SimCLR's head, with batch norms: learns sooner in short runs. The paper has none."""
+        """Batch norm inside the head: learns sooner in short runs. The paper has none."""
         temperature: float = 0.1
         """tau: small ones look at the nearest negatives only."""
         projection_dim: int = 128
@@ -36,8 +36,7 @@ class SupCon(nn.Module):
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__()
         self.encoder = encoder
-        widths = encoder.dim, encoder.dim, config.projection_dim
-        self.head = SimCLRProjectionHead(*widths) if config.head_norm else mlp(*widths, batch_norm=False)
+        self.head = mlp(encoder.dim, encoder.dim, config.projection_dim, batch_norm=config.head_norm)
         self.criterion = SupConLoss(config.temperature, backend=config.backend)
 
     def embed(self, images: Tensor) -> Tensor:
