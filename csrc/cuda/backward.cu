@@ -10,7 +10,7 @@ namespace {
 
 template <class Cut> struct Gradient {
   using Real = typename Cut::O::Real;
-  static constexpr int MT = Cut::MT, BN = Cut::BN, PIECES = Cut::O::PIECES;
+  static constexpr int MT = Cut::MT, BN = Cut::BN;
   static constexpr int VECTORS = 3;  // of a column: weight, top, neg
   const Backward& call;
   Place place;
@@ -62,10 +62,10 @@ template <class Cut> struct Gradient {
             if (shift.fixed) {
               entry = exp2_fast(entry * factor - shift.by) * (weight[mt][h] + w_j);
             } else {
-              const Real by = row_factor[mt][h] * f_j;
+              const Real t = rounded_product(entry, row_factor[mt][h] * f_j);
               Real g = 0;
-              if (rows_too) g = weight[mt][h] * exp_fast<PIECES>(entry * by - top[mt][h] - neg[mt][h]);
-              if (columns_too) g += w_j * exp_fast<PIECES>(entry * by - columns[BN + j] - columns[2 * BN + j]);
+              if (rows_too) g = weight[mt][h] * exp_fast(t - top[mt][h] - neg[mt][h]);
+              if (columns_too) g += w_j * exp_fast(t - columns[BN + j] - columns[2 * BN + j]);
               entry = g * (f_j * unit_of_columns);
             }
             if (special && !(pairs.inside(place.i(mt, 2 * h), first + j) && pairs.negative(place.i(mt, 2 * h), first + j)))

@@ -56,13 +56,10 @@ template <class Real> SSL_DEVICE Real tile_factor(Real factor, bool fixed) {
 
 SSL_DEVICE float exp_fast(float x) { return exp2_fast(x * float(LOG2E)); }
 SSL_DEVICE double exp_fast(double x) { return exp(x); }
-// The same with the digits that the rounding of the product costs, for float32 that stays exact: PIECES of 2.
-template <int PIECES> SSL_DEVICE float exp_fast(float x) {
-  constexpr float HIGH = float(LOG2E), LOW = float(LOG2E - double(HIGH)), LN2 = float(1 / LOG2E);
-  const float product = x * HIGH, e = exp2_fast(product);
-  return PIECES == 2 ? fmaf(e, fmaf(x, LOW, fmaf(x, HIGH, -product)) * LN2, e) : e;
-}
-template <int PIECES> SSL_DEVICE double exp_fast(double x) { return exp(x); }
+// A logit that is rounded before anything is taken from it, as the forward sweep summed it: the rounding of a row's largest
+// then cancels against that of its sum, where a multiply-add would leave it in every weight.
+SSL_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+SSL_DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 SSL_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 SSL_DEVICE double larger(double a, double b) { return fmax(a, b); }
 
