@@ -14,13 +14,19 @@ import torch.nn.functional as F
 from ssl_kernels import (
     ClipLoss,
     DCLLoss,
+    DINOLoss,
+    FusedDINOHeadLoss,
+    KoLeoLoss,
     NTXentLoss,
     SigLipLoss,
     clip_reference,
     dcl_reference,
+    fused_sinkhorn_center,
     info_nce_reference,
+    koleo_reference,
     nt_xent_reference,
     siglip_reference,
+    sinkhorn_center,
     use_backend,
 )
 from ssl_kernels.compat import solo
@@ -46,6 +52,10 @@ def embed(weight: torch.Tensor, rank: int, size: int) -> list[torch.Tensor]:
     x = torch.randn(3, 4 * N, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))[:, : size * N]
     x[1:] = x[0] + 0.5 * x[1:]
     return list(x[:, rank * N : (rank + 1) * N] @ weight)
+
+
+def prototypes_of(width: int) -> torch.Tensor:
+    return torch.randn(7, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 def gradients(loss: torch.Tensor, shared: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -100,6 +110,14 @@ def nnclr_whole(p, views):
     return info_nce_reference(views[0], views[1], None, p["temperature"])
 
 
+def koleo(p, views):
+    return KoLeoLoss(gather_distributed=True)(views[0])
+
+
+def koleo_whole(p, views):
+    return koleo_reference(views[0])
+
+
 clip_whole, siglip_whole = partial(of_features, clip_reference), partial(of_features, siglip_reference)
 
 LOSSES = {
@@ -111,6 +129,7 @@ LOSSES = {
     "clip, no gradient to others": (clip, clip_whole),
     "simclr of solo-learn": (by_indexes, nt_xent_whole),
     "nnclr of solo-learn": (nnclr, nnclr_whole),
+    "koleo": (koleo, koleo_whole),
     "siglip": (siglip, siglip_whole),
     "siglip, shift": (partial(siglip, dist_impl="shift"), siglip_whole),
     "siglip, reduce": (partial(siglip, dist_impl="reduce"), siglip_whole),
@@ -146,6 +165,18 @@ def everything(rank: int, size: int) -> dict:
     q, k, _ = (z.float() for z in embed(shared["weight"], rank, size))
     bank(q, k)
     found["bank"] = {"bank": bank.memory_bank.bank, "bank_ptr": bank.memory_bank.bank_ptr}
+
+    # centres of logits, and of features whose logits nobody stores; one process has fewer rows than the others
+    z = [z.detach() for z in embed(shared["weight"], rank, size)]
+    few, prototypes = z[0][: N - (rank == 0)], prototypes_of(4)
+    stored, unstored = DINOLoss(7, center_momentum=0.0), FusedDINOHeadLoss(7, center_momentum=0.0)
+    stored([t @ prototypes.T for t in z[:2]], [t @ prototypes.T for t in z], teacher_temp=0.1)
+    unstored(z[:2], z, prototypes, teacher_temp=0.1)
+    found["centres"] = {"stored": stored.center.flatten(), "unstored": unstored.center.flatten()}
+    found["sinkhorn"] = {
+        "stored": sinkhorn_center(few @ prototypes.T, 0.3),
+        "unstored": fused_sinkhorn_center(few, prototypes, 0.3),
+    }
 
     torch.manual_seed(0)
     moco = MoCo(lambda num_classes: torch.nn.Linear(4, num_classes), dim=3, K=2 * size * N)
@@ -221,6 +252,18 @@ def test_a_bank_gets_the_keys_of_all_processes(found):
         assert answers["bank"]["bank_ptr"] == [len(keys)]
         bank = torch.tensor(answers["bank"]["bank"])[: len(keys)]
         torch.testing.assert_close(bank, F.normalize(keys, dim=1).float())
+
+
+def test_centres_are_those_of_all_processes(found):
+    w = prototypes_of(4)
+    views = [[z.detach() for z in embed(leaves()["weight"], r, len(found))] for r in range(len(found))]
+    mean = torch.cat([z @ w.T for rows in views for z in rows[:2]]).mean(0)
+    z = torch.cat([rows[0][: N - (rank == 0)] for rank, rows in enumerate(views)])
+    expected = sinkhorn_center(z @ w.T, 0.3)
+    for answers in found:
+        for name in ("stored", "unstored"):
+            torch.testing.assert_close(torch.tensor(answers["centres"][name]), mean.float())
+        close(answers["sinkhorn"], {"stored": expected, "unstored": expected})
 
 
 def test_moco_shuffles_and_gathers_without_mixing_up_pairs(found):

@@ -35,8 +35,12 @@ def run(code: str, timeout: float = 120) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- threads
+# Their products are torch's, whose bits depend on how it deals them out.
+NOT_OURS = {"fused_dino_head"}
+
+
 @needs_cpu
-@pytest.mark.parametrize("loss", SPECS)
+@pytest.mark.parametrize("loss", [name for name in SPECS if name not in NOT_OURS])
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "d", "temperature"), [(3, 5, 0.1), (257, 128, 0.1), (700, 33, 0.005), (515, 200, 0.5)])
 def test_the_same_bits_on_any_number_of_threads(threads, loss, dtype, n, d, temperature):

@@ -30,11 +30,12 @@ def why_not() -> str | None:
 if why_not() is None:
     from functools import partial
 
-    from ssl_kernels.backends.gpu import across, pairwise, within
+    from ssl_kernels.backends.gpu import across, pairwise, prototypes, within
     from ssl_kernels.backends.gpu import distances as points
     from ssl_kernels.backends.triton_kernels import distances, kernels
     from ssl_kernels.backends.triton_kernels.aligned import cosine, cosine_backward
     from ssl_kernels.backends.triton_kernels.averaging import average_
+    from ssl_kernels.backends.triton_kernels.biased import biased_lse
     from ssl_kernels.backends.triton_kernels.neighbours import nearest
     from ssl_kernels.backends.triton_kernels.ring import enqueue_
     from ssl_kernels.backends.triton_kernels.views import view_cross_entropy, view_cross_entropy_backward
@@ -47,11 +48,14 @@ if why_not() is None:
     pair_softplus = partial(pairwise.pair_softplus, kernels)
     student_lse = partial(points.student_lse, distances)
     student_lse_backward = partial(points.student_lse_backward, distances)
+    prototype_cross_entropy, prototype_lse = prototypes.prototype_cross_entropy, prototypes.prototype_lse
+    prototype_cross_entropy_backward = partial(prototypes.prototype_cross_entropy_backward, view_cross_entropy_backward)
 
     __all__ = [
         "DEVICES",
         "attend_lse",
         "average_",
+        "biased_lse",
         "cosine",
         "cosine_backward",
         "cross_lse",
@@ -59,6 +63,9 @@ if why_not() is None:
         "enqueue_",
         "nearest",
         "pair_softplus",
+        "prototype_cross_entropy",
+        "prototype_cross_entropy_backward",
+        "prototype_lse",
         "self_lse",
         "self_lse_backward",
         "student_lse",

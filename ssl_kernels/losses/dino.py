@@ -62,13 +62,15 @@ def dino_loss(
     Caron et al. 2021, https://arxiv.org/abs/2104.14294, eq. 2. Reference: :func:`dino_reference`. Differentiable
     once; a second derivative raises (the reference has all of them).
     """
-    teacher, batch, teachers = _rows("teacher_logits", teacher_logits, None)
-    student, batch, students = _rows("student_logits", student_logits, batch)
+    teacher, batch, teachers = rows_of_views("teacher_logits", teacher_logits, None)
+    student, batch, students = rows_of_views("student_logits", student_logits, batch)
     check_temps(student_temp, teacher_temp)
     weight = student[0].new_full(
-        (batch,), 1 / (batch * _pairs(students, teachers)), dtype=accumulate_dtype(student[0].dtype)
+        (batch,),
+        1 / (batch * count_pairs("student_logits", students, teachers)),
+        dtype=accumulate_dtype(student[0].dtype),
     )
-    center = _center_rows(center, teacher[0], teachers)
+    center = center_rows(center, teacher[0].shape[1], teachers, teacher[0])
     if teacher_gradient:
         wide = torch.cat([t.to(accumulate_dtype(t.dtype)) for t in teacher]).view(teachers, batch, -1)
         p = ((wide if center is None else wide - center[:, None]) / teacher_temp).softmax(2)
@@ -92,11 +94,11 @@ def dino_reference(
     teacher_gradient: bool = False,
 ) -> Tensor:
     """The same as :func:`dino_loss` as the authors have it: a log-softmax for every pair of views."""
-    teacher, batch, teachers = _rows("teacher_logits", teacher_logits, None)
-    student, batch, students = _rows("student_logits", student_logits, batch)
-    pairs = _pairs(students, teachers)
+    teacher, batch, teachers = rows_of_views("teacher_logits", teacher_logits, None)
+    student, batch, students = rows_of_views("student_logits", student_logits, batch)
+    pairs = count_pairs("student_logits", students, teachers)
     check_temps(student_temp, teacher_temp)
-    c = _center_rows(center, teacher[0], teachers)
+    c = center_rows(center, teacher[0].shape[1], teachers, teacher[0])
     f, g = (torch.cat(list(rows)).view(-1, batch, rows[0].shape[1]) for rows in (student, teacher))
     f, g = (x.to(accumulate_dtype(x.dtype)) for x in (f, g if teacher_gradient else g.detach()))
     p = ((g if c is None else g - c[:, None]) / teacher_temp).softmax(2)
@@ -114,7 +116,7 @@ def check_temps(student_temp: float, teacher_temp: float) -> None:
             raise ValueError(f"{name}: expected a number above 0, got {temp}")
 
 
-def _rows(name: str, logits: Tensor | Sequence[Tensor], batch: int | None) -> tuple[list[Tensor], int, int]:
+def rows_of_views(name: str, logits: Tensor | Sequence[Tensor], batch: int | None) -> tuple[list[Tensor], int, int]:
     """Tensors of rows, one view below the other; how many samples; how many views."""
     if isinstance(logits, Tensor) and logits.dim() == 2:
         check_rows(name, logits)
@@ -150,20 +152,20 @@ def _stacked(logits: Tensor) -> bool:
     return logits.is_contiguous()
 
 
-def _pairs(students: int, teachers: int) -> int:
+def count_pairs(name: str, students: int, teachers: int) -> int:
     pairs = students * teachers - min(students, teachers)
     if pairs == 0:
-        raise ValueError("student_logits: expected a view that the teacher does not have, got one view of each")
+        raise ValueError(f"{name}: expected a view that the teacher does not have, got one view of each")
     return pairs
 
 
-def _center_rows(center: Tensor | None, like: Tensor, teachers: int) -> Tensor | None:
-    """``[1, K]`` or ``[T, K]``."""
+def center_rows(center: Tensor | None, k: int, teachers: int, like: Tensor) -> Tensor | None:
+    """``[1, K]`` or ``[T, K]``, checked."""
     if center is None:
         return None
-    k = like.shape[1]
     if center.numel() != k and (center.numel() != teachers * k or center.shape[-1] != k):
-        raise ValueError(f"center: expected {k} elements, or [{teachers}, {k}], got shape {tuple(center.shape)}")
+        expected = f"{k} elements" if teachers == 1 else f"{k} elements, or [{teachers}, {k}]"
+        raise ValueError(f"center: expected {expected}, got shape {tuple(center.shape)}")
     return center.detach().reshape(-1, k).to(accumulate_dtype(like.dtype))
 
 

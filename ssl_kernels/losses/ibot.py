@@ -9,13 +9,14 @@ who sees all of it, gives to each of them. With :math:`m_b` masked patches in im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_kernels.losses.center import Center
-from ssl_kernels.losses.dino import check_temps
+from ssl_kernels.losses.dino import center_rows, check_temps
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.ops import accumulate_dtype, check_alike, check_not_empty, check_rows, view_cross_entropy_sum
 
@@ -54,11 +55,10 @@ def ibot_patch_loss(
 
     Zhou et al. 2021, https://arxiv.org/abs/2111.07832, eq. 2. Reference: :func:`ibot_patch_reference`.
     """
-    check_patches(student_logits, teacher_logits, center)
+    check_patches(student_logits, teacher_logits)
     weight = patch_weights(mask, student_logits)
     check_temps(student_temp, teacher_temp)
-    if center is not None:
-        center = center.detach().reshape(1, -1).to(accumulate_dtype(student_logits.dtype))
+    center = center_rows(center, student_logits.shape[1], 1, student_logits)
     return view_cross_entropy_sum(
         [student_logits], [teacher_logits.detach()], center, weight, batch=len(student_logits),
         student_temp=student_temp, teacher_temp=teacher_temp, same=True, backend=backend,
@@ -74,24 +74,25 @@ def ibot_patch_reference(
     center: Tensor | None = None,
 ) -> Tensor:
     """The same as :func:`ibot_patch_loss` as the authors have it, with every softmax in memory."""
-    check_patches(student_logits, teacher_logits, center)
+    check_patches(student_logits, teacher_logits)
     check_temps(student_temp, teacher_temp)
     f, g = (t.to(accumulate_dtype(t.dtype)) for t in (student_logits, teacher_logits.detach()))
-    p = ((g if center is None else g - center.reshape(-1)) / teacher_temp).softmax(1)
+    c = center_rows(center, f.shape[1], 1, f)
+    p = ((g if c is None else g - c) / teacher_temp).softmax(1)
     loss = -(p * (f / student_temp).log_softmax(1)).sum(1)
     return (loss * patch_weights(mask, student_logits)).sum()
 
 
-def check_patches(student_logits: Tensor, teacher_logits: Tensor, center: Tensor | None) -> None:
-    for name, t in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+def check_patches(
+    student: Tensor, teacher: Tensor, names: Sequence[str] = ("student_logits", "teacher_logits")
+) -> None:
+    for name, t in zip(names, (student, teacher), strict=True):
         check_rows(name, t)
         check_not_empty(name, t)
-    if teacher_logits.shape != student_logits.shape:
-        shapes = tuple(student_logits.shape), tuple(teacher_logits.shape)
-        raise ValueError(f"teacher_logits: expected shape {shapes[0]} as student_logits, got {shapes[1]}")
-    check_alike("teacher_logits", teacher_logits, "student_logits", student_logits)
-    if center is not None and center.numel() != student_logits.shape[1]:
-        raise ValueError(f"center: expected {student_logits.shape[1]} elements, got shape {tuple(center.shape)}")
+    if teacher.shape != student.shape:
+        expected = f"shape {tuple(student.shape)} as {names[0]}"
+        raise ValueError(f"{names[1]}: expected {expected}, got {tuple(teacher.shape)}")
+    check_alike(names[1], teacher, names[0], student)
 
 
 def patch_weights(mask: Tensor, patches: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_kernels.losses.gather import check_gathering, gather_rows, world_size
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.sphere import unit_rows
 from ssl_kernels.ops import check_not_empty, check_rows, nearest
@@ -23,13 +25,21 @@ from ssl_kernels.ops import check_not_empty, check_rows, nearest
 __all__ = ["KoLeoLoss", "koleo_loss", "koleo_reference"]
 
 
-def koleo_loss(x: Tensor, p: float = 2.0, eps: float = 1e-8, *, backend: str | None = None) -> Tensor:
+def koleo_loss(
+    x: Tensor,
+    p: float = 2.0,
+    eps: float = 1e-8,
+    *,
+    gather_distributed: bool = False,
+    backend: str | None = None,
+) -> Tensor:
     r"""Minus the mean logarithm of the distance to the nearest neighbour (KoLeo), O(N D) memory.
 
     Args:
         x: ``[N, D]``, float32/64, bfloat16 or float16; normalised here. Distances are those of float32 at least.
         p: the norm of the differences.
         eps: added to every difference and to the distance, as ``torch.nn.PairwiseDistance`` and its users do.
+        gather_distributed: look for neighbours among the rows of all processes, each of which has N.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``; default: the fastest available for the device.
 
     Returns:
@@ -44,8 +54,11 @@ def koleo_loss(x: Tensor, p: float = 2.0, eps: float = 1e-8, *, backend: str | N
     """
     _check(x, p, eps)
     z = unit_rows([x])
+    several = gather_distributed and world_size() > 1
+    rows, skip = (gather_rows(z, world_size()), dist.get_rank() * len(x)) if several else (z, 0)
+    index = nearest(x, rows.detach().to(x.dtype) if several else x, skip=skip, backend=backend)
     # a table look-up, whose gradient is summed up in one order whatever the number of threads
-    neighbours = F.embedding(nearest(x, x, skip=0, backend=backend), z)
+    neighbours = F.embedding(index, rows)
     return -(F.pairwise_distance(z, neighbours, p, eps) + eps).log().mean()
 
 
@@ -70,16 +83,20 @@ class KoLeoLoss(nn.Module):
     """:func:`koleo_loss` as a module: ``KoLeoLoss()(x)``.
 
     Args:
-        p, eps, backend: as in :func:`koleo_loss`.
+        p, eps, gather_distributed, backend: as in :func:`koleo_loss`.
     """
 
-    def __init__(self, p: float = 2.0, eps: float = 1e-8, *, backend: str | None = None) -> None:
+    def __init__(
+        self, p: float = 2.0, eps: float = 1e-8, *, gather_distributed: bool = False, backend: str | None = None
+    ) -> None:
         super().__init__()
+        check_gathering(gather_distributed)
+        self.gather_distributed = gather_distributed
         self.p, self.eps = p, eps
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        return koleo_loss(x, self.p, self.eps, backend=self.backend)
+        return koleo_loss(x, self.p, self.eps, gather_distributed=self.gather_distributed, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, eps={self.eps}"

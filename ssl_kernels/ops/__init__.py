@@ -8,6 +8,7 @@ operation, ``checks`` and ``library`` are what they share.
 from ssl_kernels.ops.across import Reduced, cross_lse
 from ssl_kernels.ops.aligned import cosine
 from ssl_kernels.ops.averaging import average_
+from ssl_kernels.ops.biased import biased_lse
 from ssl_kernels.ops.checks import (
     FLOATS,
     accumulate_dtype,
@@ -22,6 +23,7 @@ from ssl_kernels.ops.checks import (
 from ssl_kernels.ops.distances import student_lse
 from ssl_kernels.ops.neighbours import nearest
 from ssl_kernels.ops.pairwise import pair_softplus
+from ssl_kernels.ops.prototypes import prototype_cross_entropy, prototype_lse
 from ssl_kernels.ops.ring import enqueue_
 from ssl_kernels.ops.views import view_cross_entropy, view_cross_entropy_sum
 from ssl_kernels.ops.within import mean_log_share, self_lse, softplus_mean
@@ -31,6 +33,7 @@ __all__ = [
     "Reduced",
     "accumulate_dtype",
     "average_",
+    "biased_lse",
     "check_alike",
     "check_not_empty",
     "check_number",
@@ -44,6 +47,8 @@ __all__ = [
     "mean_log_share",
     "nearest",
     "pair_softplus",
+    "prototype_cross_entropy",
+    "prototype_lse",
     "self_lse",
     "softplus_mean",
     "student_lse",

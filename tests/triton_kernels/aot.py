@@ -31,6 +31,7 @@ from ssl_kernels.backends.gpu import distances as points
 from ssl_kernels.backends.triton_kernels import (
     aligned,
     averaging,
+    biased,
     distances,
     kernels,
     neighbours,
@@ -157,7 +158,7 @@ def _launch(operation: str, dtype: torch.dtype, width: int, *, normalize: bool) 
 
 
 def _launch_views(dtype: torch.dtype, width: int) -> None:
-    """Ten views of eight images, two of them the teacher's; then probabilities of every patch."""
+    """Ten views of eight images, two of them the teacher's; probabilities; Sinkhorn's steps."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     student, teacher, center = torch.zeros(80, width, dtype=dtype), torch.zeros(16, width, dtype=dtype), None
     for temp in (0.04, None):
@@ -165,6 +166,8 @@ def _launch_views(dtype: torch.dtype, width: int) -> None:
         args = [student], [teacher], center, 8, 0.1, temp, False
         value, kept = views.view_cross_entropy(*args)
         views.view_cross_entropy_backward(value, *args, kept, True, temp is None)
+    biased.biased_lse(student, center, 20.0, 0)
+    biased.biased_lse(student, torch.zeros(width, dtype=wide), 20.0, 1)
 
 
 def _report(kernel, arch: int, name: str, function, kwargs: dict) -> Report:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from ssl_kernels.backends.cpu.across import attend_lse, cross_lse, cross_lse_backward
 from ssl_kernels.backends.cpu.aligned import cosine, cosine_backward
 from ssl_kernels.backends.cpu.averaging import average_
+from ssl_kernels.backends.cpu.biased import biased_lse
 from ssl_kernels.backends.cpu.distances import nearest, student_lse, student_lse_backward
 from ssl_kernels.backends.cpu.native import why_not
 from ssl_kernels.backends.cpu.pairwise import pair_softplus
+from ssl_kernels.backends.cpu.prototypes import prototype_cross_entropy, prototype_cross_entropy_backward, prototype_lse
 from ssl_kernels.backends.cpu.ring import enqueue_
 from ssl_kernels.backends.cpu.views import (
     view_cross_entropy,
@@ -19,6 +21,7 @@ from ssl_kernels.backends.cpu.within import self_lse, self_lse_backward, softplu
 __all__ = [
     "attend_lse",
     "average_",
+    "biased_lse",
     "cosine",
     "cosine_backward",
     "cross_lse",
@@ -26,6 +29,9 @@ __all__ = [
     "enqueue_",
     "nearest",
     "pair_softplus",
+    "prototype_cross_entropy",
+    "prototype_cross_entropy_backward",
+    "prototype_lse",
     "self_lse",
     "self_lse_backward",
     "softplus_mean",

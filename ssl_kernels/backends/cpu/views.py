@@ -40,6 +40,13 @@ def view_cross_entropy_at_once(weight, student, teacher, center, batch, student_
     return value, dstudent
 
 
+def overwrite_with_gradient(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept):
+    """The student's logits ``s``, all its views one below the other, turned into their gradient."""
+    dvalue = dvalue.contiguous()
+    _run([s], [t], center, batch, student_temp, teacher_temp, same, kept, dvalue=dvalue.data_ptr(), dstudent=[s])
+    return s
+
+
 def _run(
     student, teacher, center, batch, student_temp, teacher_temp, same, kept,
     value=0, dvalue=0, dstudent=(), dteacher=(),

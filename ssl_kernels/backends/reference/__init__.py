@@ -7,7 +7,13 @@ with this one in float64; users get it, with a warning, where nothing faster is 
 from ssl_kernels.backends.reference.across import attend_lse, cross_lse, cross_lse_backward, pair_softplus
 from ssl_kernels.backends.reference.aligned import cosine, cosine_backward
 from ssl_kernels.backends.reference.averaging import average_
+from ssl_kernels.backends.reference.biased import biased_lse
 from ssl_kernels.backends.reference.distances import nearest, student_lse, student_lse_backward
+from ssl_kernels.backends.reference.prototypes import (
+    prototype_cross_entropy,
+    prototype_cross_entropy_backward,
+    prototype_lse,
+)
 from ssl_kernels.backends.reference.ring import enqueue_
 from ssl_kernels.backends.reference.views import view_cross_entropy, view_cross_entropy_backward
 from ssl_kernels.backends.reference.within import self_lse, self_lse_backward
@@ -15,6 +21,7 @@ from ssl_kernels.backends.reference.within import self_lse, self_lse_backward
 __all__ = [
     "attend_lse",
     "average_",
+    "biased_lse",
     "cosine",
     "cosine_backward",
     "cross_lse",
@@ -22,6 +29,9 @@ __all__ = [
     "enqueue_",
     "nearest",
     "pair_softplus",
+    "prototype_cross_entropy",
+    "prototype_cross_entropy_backward",
+    "prototype_lse",
     "self_lse",
     "self_lse_backward",
     "student_lse",

@@ -1,0 +1,13 @@
+"""Products with prototypes: torch's, a block at a time, and the gradient of a block in its own place."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ssl_kernels.backends import prototypes
+from ssl_kernels.backends.cpu.views import overwrite_with_gradient
+from ssl_kernels.backends.prototypes import prototype_cross_entropy, prototype_lse
+
+__all__ = ["prototype_cross_entropy", "prototype_cross_entropy_backward", "prototype_lse"]
+
+prototype_cross_entropy_backward = partial(prototypes.prototype_cross_entropy_backward, overwrite_with_gradient)

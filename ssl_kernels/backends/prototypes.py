@@ -1,0 +1,130 @@
+"""Products with prototypes a block at a time, by torch's own matrix product: for the CPU and for GPUs.
+
+Heads have rows of 256 numbers: 512 operations for every exponential, and at those torch's product is as fast as any.
+So a block of logits is computed, used up while it lies in the cache, and overwritten by the next. Once the sums over
+all prototypes are known, its gradient is that of a small problem whose logits are given: a kernel there is already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Logits of a block: 4 MiB of float32 on a CPU; on a GPU what fits its L2 cache, for there every block is launches too.
+BLOCK = {"cpu": 1 << 20, "cuda": 1 << 23}
+MOST = {"cpu": 2048, "cuda": 1 << 16}  # and so many prototypes: more leave the cache between two products
+LEAST = 256
+
+
+def wide(t: Tensor) -> Tensor:
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+class Blocks:
+    """Blocks of prototypes, and of logits ``x @ prototypes.T`` in the same memory for all."""
+
+    def __init__(self, *x: Tensor, of: int) -> None:
+        device, rows = x[0].device.type, sum(len(t) for t in x)
+        kind = device if device in BLOCK else "cpu"
+        self.size = min(of, max(LEAST, min(MOST[kind], BLOCK[kind] // rows // LEAST * LEAST)))
+        self.of = of
+        self.memory = [t.new_empty(len(t) * self.size) for t in x]
+        self.x = x
+
+    def __iter__(self) -> Iterator[slice]:
+        for first in range(0, self.of, self.size):
+            yield slice(first, min(first + self.size, self.of))
+
+    def logits(self, k: int, prototypes: Tensor) -> Tensor:
+        """Of the ``k``-th rows with a block of prototypes; what was there before is overwritten."""
+        x = self.x[k]
+        s = self.memory[k][: len(x) * len(prototypes)].view(len(x), -1)
+        return torch.mm(x, wide(prototypes).T, out=s)
+
+
+class Sums:
+    """Sums of exponentials of ``logits / temp`` over blocks, relative to each row's largest logit so far."""
+
+    def __init__(self, x: Tensor, temp: float) -> None:
+        self.temp = temp
+        self.top = x.new_full((len(x), 1), -torch.inf)
+        self.sum = x.new_zeros(len(x), 1)
+
+    def add(self, s: Tensor) -> Tensor:
+        """Turns a block of logits into exponentials; returns what all from former blocks is to be multiplied with."""
+        top = torch.maximum(self.top, s.amax(1, keepdim=True))
+        keep = torch.where(self.top == top, 1.0, ((self.top - top) / self.temp).exp())
+        # where every logit is -inf there is nothing to be relative to
+        s.sub_(torch.where(top == -torch.inf, 0.0, top)).div_(self.temp).exp_()
+        self.sum = self.sum * keep + s.sum(1, keepdim=True)
+        self.top = top
+        return keep
+
+    @property
+    def lse(self) -> Tensor:
+        return (self.top / self.temp + self.sum.log()).squeeze(1)
+
+
+def prototype_cross_entropy(
+    student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same
+):
+    x, t = wide(student), wide(teacher)
+    sums, teacher_sums = Sums(x, student_temp), Sums(t, teacher_temp)
+    students, teachers = len(x) // batch, len(t) // batch
+    along = x.new_zeros(batch, students, teachers)  # sum_k of the teacher's exponentials times the student's logits
+    blocks = Blocks(x, t, of=len(prototypes))
+    for at in blocks:
+        s, e = blocks.logits(0, prototypes[at]), blocks.logits(1, teacher_prototypes[at])
+        if center is not None:
+            e.view(len(center), -1, e.shape[1]).sub_(center[:, None, at])
+        keep = teacher_sums.add(e)
+        of_sample = [rows.view(-1, batch, rows.shape[1]).transpose(0, 1) for rows in (s, e)]
+        along.mul_(keep.view(1, teachers, batch).permute(2, 0, 1)).baddbmm_(of_sample[0], of_sample[1].mT)
+        sums.add(s)
+    cross = along / student_temp / teacher_sums.sum.view(teachers, batch).T[:, None]
+    h = sums.lse.view(students, batch).T[:, :, None] - cross
+    if not same:
+        h.diagonal(dim1=1, dim2=2).zero_()
+    both = (sums.top, sums.sum), (teacher_sums.top, teacher_sums.sum)
+    kept = torch.cat([torch.cat([top, 1 / total], 1) for top, total in both]).T.contiguous()
+    return h.sum((1, 2)), kept
+
+
+def prototype_cross_entropy_backward(
+    gradient: Callable[..., Tensor],
+    dvalue, student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same,
+    kept, want_student, want_prototypes,
+) -> Any:  # fmt: skip
+    """``gradient(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept)`` is that of the logits ``s``,
+    which it may overwrite."""
+    x, t = wide(student), wide(teacher)
+    dx = torch.zeros_like(x) if want_student else student.new_empty(0)
+    dprototypes = torch.empty_like(prototypes) if want_prototypes else prototypes.new_empty(0)
+    blocks = Blocks(x, t, of=len(prototypes))
+    for at in blocks:
+        w, c = wide(prototypes[at]), None if center is None else center[:, at]
+        s, others = blocks.logits(0, w), blocks.logits(1, teacher_prototypes[at])
+        ds = gradient(dvalue, s, others, c, batch, student_temp, teacher_temp, same, kept)
+        if want_student:
+            dx.addmm_(ds, w)
+        if want_prototypes and prototypes.dtype == x.dtype:
+            torch.mm(ds.T, x, out=dprototypes[at])
+        elif want_prototypes:
+            dprototypes[at] = ds.T @ x
+    return dx.to(student.dtype), dprototypes
+
+
+def prototype_lse(x, prototypes, bias, multiplier, dim):
+    x = wide(x) * multiplier
+    sums, parts = Sums(x, 1.0), []
+    blocks = Blocks(x, of=len(prototypes))
+    for at in blocks:
+        s = blocks.logits(0, prototypes[at])
+        if dim == 1:
+            sums.add(s if bias is None else s.add_(bias[at]))
+        else:
+            parts.append((s if bias is None else s.add_(bias[:, None])).logsumexp(0))
+    return sums.lse if dim == 1 else torch.cat(parts)
