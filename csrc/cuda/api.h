@@ -137,6 +137,44 @@ struct PointGradients {
 };
 int point_gradients(const PointGradients& call, void* stream);
 
+// -------------------------------------------------------------------------------------------------------------- views
+// Logits of the views of `batch` samples, row v * batch + b. A launch takes `views` of the student's, from first_view on.
+struct Views {
+  const void *student, *teacher;  // [views * batch][width], [teachers * batch][width]
+  const void* center;             // reals [width], or [teachers][width]; or null
+  DType dtype;                    // of both
+  int64_t student_stride, teacher_stride;
+  int center_stride;              // 0: one for all views
+  int batch, views, first_view, students, teachers, width;
+  bool given, same;               // the teacher's are probabilities; a view is compared with itself too
+  double student_scale, teacher_scale;
+};
+int view_columns(const Views& views);  // of a chunk
+
+// By chunk of the columns, all [chunks][rows of a side][batch], `along` [chunks][students][teachers][batch].
+struct ViewSums {
+  Views views;
+  void *student_tops, *student_sums, *teacher_tops, *teacher_sums, *along;
+};
+int view_sums(const ViewSums& call, void* stream);
+
+struct ViewValues {
+  Views views;
+  ViewSums sums;
+  int chunks;
+  void* value;  // reals [batch]
+  void* kept;   // reals [2][(students + teachers) * batch]: the largest logit, one over the sum of exponentials
+};
+int view_values(const ViewValues& call, void* stream);
+
+struct ViewGradients {
+  Views views;
+  const void *dvalue, *kept;
+  void* dstudent;  // as the student's tensor of this launch, contiguous; or null
+  void* dteacher;  // reals [teachers * batch][width], or null
+};
+int view_gradients(const ViewGradients& call, void* stream);
+
 // --------------------------------------------------------------------------------------------------------------- rows
 constexpr int MAX_INPUTS = 16;  // eight of either side
 

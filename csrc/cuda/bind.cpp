@@ -112,6 +112,38 @@ void bind_neighbours(py::module_& m) {
   });
 }
 
+void bind_views(py::module_& m) {
+  using RowsTuple = std::tuple<Address, int64_t>;  // data, stride
+  using ViewsTuple = std::tuple<RowsTuple, RowsTuple, RowsTuple, int, std::tuple<int, int, int, int, int, int>, bool, bool,
+                                double, double>;
+  using SumsTuple = std::tuple<Address, Address, Address, Address, Address>;
+  auto views_of = [](const ViewsTuple& v) {
+    const auto& [student, teacher, center, dtype, numbers, given, same, student_scale, teacher_scale] = v;
+    const auto& [batch, views, first, students, teachers, width] = numbers;
+    return Views{at(std::get<0>(student)), at(std::get<0>(teacher)), at(std::get<0>(center)), DType(dtype),
+                 std::get<1>(student), std::get<1>(teacher), int(std::get<1>(center)), batch, views, first, students,
+                 teachers, width, given, same, student_scale, teacher_scale};
+  };
+  auto sums_of = [views_of](const ViewsTuple& views, const SumsTuple& sums) {
+    const auto& [student_tops, student_sums, teacher_tops, teacher_sums, along] = sums;
+    return ViewSums{views_of(views), at(student_tops), at(student_sums), at(teacher_tops), at(teacher_sums), at(along)};
+  };
+  m.def("view_columns", [views_of](const ViewsTuple& views) { return view_columns(views_of(views)); });
+  m.def("view_sums", [sums_of](const ViewsTuple& views, const SumsTuple& sums, Address stream) {
+    check(view_sums(sums_of(views, sums), at(stream)), "the sums over views");
+  });
+  m.def("view_values", [views_of, sums_of](const ViewsTuple& views, const SumsTuple& sums, int chunks, Address value,
+                                           Address kept, Address stream) {
+    check(view_values({views_of(views), sums_of(views, sums), chunks, at(value), at(kept)}, at(stream)),
+          "the values of views");
+  });
+  m.def("view_gradients", [views_of](const ViewsTuple& views, Address dvalue, Address kept, Address dstudent,
+                                     Address dteacher, Address stream) {
+    check(view_gradients({views_of(views), at(dvalue), at(kept), at(dstudent), at(dteacher)}, at(stream)),
+          "the gradients of views");
+  });
+}
+
 void bind_rows(py::module_& m) {
   m.def("prepare", [](const InputsTuple& inputs, int operands, bool normalize, Address units, Address factors, int padded,
                       int width, int64_t low_offset, Address stream) {
@@ -212,6 +244,7 @@ PYBIND11_MODULE(_cuda, m) {
   ssl::cuda::bind_sweeps(m);
   ssl::cuda::bind_neighbours(m);
   ssl::cuda::bind_rows(m);
+  ssl::cuda::bind_views(m);
   ssl::cuda::bind_streams(m);
   m.def("driver_version", &ssl::cuda::driver_version, "13000 for CUDA 13.0; 0 without a driver");
   m.def("runtime_version", &ssl::cuda::runtime_version, "what this module was built with");

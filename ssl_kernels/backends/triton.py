@@ -32,13 +32,13 @@ if why_not() is None:
 
     from ssl_kernels.backends.gpu import across, pairwise, prototypes, within
     from ssl_kernels.backends.gpu import distances as points
-    from ssl_kernels.backends.triton_kernels import distances, kernels
+    from ssl_kernels.backends.gpu import views as of_views
+    from ssl_kernels.backends.triton_kernels import distances, kernels, views
     from ssl_kernels.backends.triton_kernels.aligned import cosine, cosine_backward
     from ssl_kernels.backends.triton_kernels.averaging import average_
     from ssl_kernels.backends.triton_kernels.biased import biased_lse
     from ssl_kernels.backends.triton_kernels.neighbours import nearest
     from ssl_kernels.backends.triton_kernels.ring import enqueue_
-    from ssl_kernels.backends.triton_kernels.views import view_cross_entropy, view_cross_entropy_backward
 
     self_lse = partial(within.self_lse, kernels)
     self_lse_backward = partial(within.self_lse_backward, kernels)
@@ -48,6 +48,8 @@ if why_not() is None:
     pair_softplus = partial(pairwise.pair_softplus, kernels)
     student_lse = partial(points.student_lse, distances)
     student_lse_backward = partial(points.student_lse_backward, distances)
+    view_cross_entropy = partial(of_views.view_cross_entropy, views)
+    view_cross_entropy_backward = partial(of_views.view_cross_entropy_backward, views)
     prototype_cross_entropy, prototype_lse = prototypes.prototype_cross_entropy, prototypes.prototype_lse
     prototype_cross_entropy_backward = partial(prototypes.prototype_cross_entropy_backward, view_cross_entropy_backward)
 

@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 
 from ssl_kernels.backends.gpu import across, launch, pairwise, within
 from ssl_kernels.backends.gpu import distances as points
+from ssl_kernels.backends.gpu import views as of_views
 from ssl_kernels.backends.triton_kernels import (
     aligned,
     averaging,
@@ -164,8 +165,8 @@ def _launch_views(dtype: torch.dtype, width: int) -> None:
     for temp in (0.04, None):
         center = torch.zeros(1, width, dtype=wide) if temp else None
         args = [student], [teacher], center, 8, 0.1, temp, False
-        value, kept = views.view_cross_entropy(*args)
-        views.view_cross_entropy_backward(value, *args, kept, True, temp is None)
+        value, kept = of_views.view_cross_entropy(views, *args)
+        of_views.view_cross_entropy_backward(views, value, *args, kept, True, temp is None)
     biased.biased_lse(student, center, 20.0, 0)
     biased.biased_lse(student, torch.zeros(width, dtype=wide), 20.0, 1)
 

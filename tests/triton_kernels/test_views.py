@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from serving import kernels
 
 from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import views
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 BATCH = 2
@@ -39,7 +39,7 @@ def test_values_and_gradients(kind, students, teachers, width, dtype):
     centers = {"centred": 1, "centred by view": teachers}.get(kind)
     center = None if centers is None else torch.randn(centers, width, dtype=wide)
     weight = torch.rand(BATCH, dtype=wide)
-    got = run(views, list(student), [teacher], center, temps, kind == "same", weight)
+    got = run(kernels, list(student), [teacher], center, temps, kind == "same", weight)
     exact = run(
         reference, [s.double() for s in student], [teacher.double()], None if center is None else center.double(),
         temps, kind == "same", weight.double(),
@@ -53,6 +53,6 @@ def test_values_and_gradients(kind, students, teachers, width, dtype):
 @pytest.mark.parametrize("temp", [1.0, 0.01])
 def test_a_constant_added_to_all_logits_changes_nothing(temp):
     student, teacher = torch.randn(4 * BATCH, 300), torch.randn(2 * BATCH, 300)
-    value, _ = views.view_cross_entropy([student], [teacher], None, BATCH, temp, temp, False)
-    moved, _ = views.view_cross_entropy([student + 64], [teacher - 64], None, BATCH, temp, temp, False)
+    value, _ = kernels.view_cross_entropy([student], [teacher], None, BATCH, temp, temp, False)
+    moved, _ = kernels.view_cross_entropy([student + 64], [teacher - 64], None, BATCH, temp, temp, False)
     torch.testing.assert_close(moved, value, rtol=1e-5 / temp, atol=1e-5)

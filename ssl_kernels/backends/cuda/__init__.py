@@ -9,13 +9,14 @@ DEVICES = ("cuda", "cpu") if EMULATED else ("cuda",)
 if why_not() is None:
     from functools import partial
 
-    from ssl_kernels.backends.cuda import distances, kernels
+    from ssl_kernels.backends.cuda import distances, kernels, views
     from ssl_kernels.backends.cuda.aligned import cosine, cosine_backward
     from ssl_kernels.backends.cuda.averaging import average_
     from ssl_kernels.backends.cuda.neighbours import nearest
     from ssl_kernels.backends.cuda.ring import enqueue_
     from ssl_kernels.backends.gpu import across, pairwise, within
     from ssl_kernels.backends.gpu import distances as points
+    from ssl_kernels.backends.gpu import views as of_views
 
     self_lse = partial(within.self_lse, kernels)
     self_lse_backward = partial(within.self_lse_backward, kernels)
@@ -25,6 +26,8 @@ if why_not() is None:
     pair_softplus = partial(pairwise.pair_softplus, kernels)
     student_lse = partial(points.student_lse, distances)
     student_lse_backward = partial(points.student_lse_backward, distances)
+    view_cross_entropy = partial(of_views.view_cross_entropy, views)
+    view_cross_entropy_backward = partial(of_views.view_cross_entropy_backward, views)
 
     __all__ = [
         "DEVICES",
@@ -41,5 +44,7 @@ if why_not() is None:
         "self_lse_backward",
         "student_lse",
         "student_lse_backward",
+        "view_cross_entropy",
+        "view_cross_entropy_backward",
         "why_not",
     ]

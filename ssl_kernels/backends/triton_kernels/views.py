@@ -1,20 +1,17 @@
 """Cross-entropies between views: a program takes some columns of one sample, all of the teacher's views and all of the
 student's, so that every logit is read once. What a row's columns gave is put together by ``combine``.
-
-The student's views may come as several tensors, each takes a launch of its own; the teacher's few rows are stacked.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssl_kernels.backends.gpu.views import Part, Partial, Views
 from ssl_kernels.backends.triton_kernels.logits import LOG2E
-from ssl_kernels.backends.triton_kernels.streams import on_device, rows_of
 
 
 @triton.jit
@@ -180,87 +177,48 @@ def backward(
         tl.store(to, tl.load(to, mask=there, other=0.0) - g * logs, mask=there)
 
 
-class _Problem:
-    """The rows, and what every launch is told of them."""
-
-    def __init__(self, student, teacher, center, batch, student_temp, teacher_temp) -> None:
-        # a launch takes whole views
-        whole = all(t.shape[0] % batch == 0 for t in student)
-        self.parts = [rows_of(t) for t in (student if whole else [torch.cat(student)])]
-        self.teacher = rows_of(teacher[0] if len(teacher) == 1 else torch.cat(teacher))
-        self.center = None if center is None else center.contiguous()
-        self.batch, self.width = batch, self.teacher.shape[1]
-        self.students, self.teachers = sum(t.shape[0] for t in self.parts) // batch, self.teacher.shape[0] // batch
-        rows = triton.next_power_of_2(self.teachers)
-        # some 2,048 of the teacher's logits a program, and at least a cache line of each row
-        block = min(max(64, 2048 // rows), max(16, triton.next_power_of_2(self.width)))
-        self.chunks = triton.cdiv(self.width, block)
-        self.given = teacher_temp is None
-        self.scales = 1 / student_temp, 1.0 if teacher_temp is None else 1 / teacher_temp
-        self.tile: dict[str, Any] = {"GIVEN": self.given, "TEACHERS": self.teachers}
-        self.block: dict[str, Any] = {"ROWS": rows, "BLOCK": block, "num_warps": 4, "enable_fp_fusion": True}
-        self.grid = batch, self.chunks
-        self.dtype = torch.float64 if self.teacher.dtype == torch.float64 else torch.float32
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.teacher.device)
-
-    def launches(self):
-        """Part, its strides and the teacher's and the centre's, and which views they are."""
-        first, stride = 0, 0 if self.center is None or len(self.center) == 1 else self.width
-        for part in self.parts:
-            views = part.shape[0] // self.batch
-            if views:
-                strides = part.stride(0), self.teacher.stride(0), stride
-                yield part, (*self.scales, *strides, self.batch, views, first, self.students, self.width)
-            first += views
+def view_columns(p: Views) -> int:
+    """Some 2,048 of the teacher's logits a program, and at least a cache line of each row."""
+    return min(max(64, 2048 // _rows(p)), max(16, triton.next_power_of_2(p.width)))
 
 
-def view_cross_entropy(
-    student: list[Tensor], teacher: list[Tensor], center: Tensor | None, batch: int, student_temp: float,
-    teacher_temp: float | None, same: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    p = _Problem(student, teacher, center, batch, student_temp, teacher_temp)
-    value, kept = p.empty(batch), p.empty(2, (p.students + p.teachers) * batch)
-    tops, sums = (p.empty(p.chunks, p.students, batch) for _ in range(2))
-    teacher_tops, teacher_sums = (p.empty(p.chunks, p.teachers, batch) for _ in range(2))
-    along = p.empty(p.chunks, p.students, p.teachers, batch)
-    with on_device(p.teacher):
-        for part, rest in p.launches():
-            partial = tops, sums, teacher_tops, teacher_sums, along
-            forward[p.grid](part, p.teacher, p.center, *partial, *rest, **p.tile, **p.block)
-        combine[(batch,)](
-            tops, sums, teacher_tops, teacher_sums, along, value, kept[0], kept[1], *p.scales, batch, p.students,
-            p.chunks, SAME=same, CHUNKS=triton.next_power_of_2(p.chunks), enable_fp_fusion=True, **p.tile,
-        )  # fmt: skip
-    return value, kept
+def view_sums(p: Views, part: Part, sums: Partial) -> None:
+    forward[_grid(p)](part.rows, p.teacher, p.center, *sums, *_numbers(p, part), **_tile(p), **_block(p))
 
 
-def view_cross_entropy_backward(
-    dvalue: Tensor, student: list[Tensor], teacher: list[Tensor], center: Tensor | None, batch: int,
-    student_temp: float, teacher_temp: float | None, same: bool, kept: Tensor, want_student: bool, want_teacher: bool,
-) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
-    p = _Problem(student, teacher, center, batch, student_temp, teacher_temp)
-    shapes = [t.shape if want_student else (0,) for t in p.parts]
-    dparts = [torch.empty(s, dtype=t.dtype, device=t.device) for s, t in zip(shapes, p.parts, strict=True)]
-    # launches add to it, one after the other
-    dteacher = torch.zeros(p.teacher.shape, dtype=p.dtype, device=p.teacher.device) if want_teacher else None
-    dvalue = dvalue.contiguous()
-    with on_device(p.teacher):
-        outputs = iter([d for d, t in zip(dparts, p.parts, strict=True) if t.shape[0]])
-        for part, rest in p.launches():
-            d = next(outputs)
-            backward[p.grid](
-                dvalue, part, p.teacher, p.center, kept[0], kept[1], d if want_student else None, dteacher, *rest,
-                SAME=same, **p.tile, **p.block,
-            )  # fmt: skip
-    return _like(dparts, student, want_student), _like([] if dteacher is None else [dteacher], teacher, want_teacher)
+def view_values(p: Views, sums: Partial, value: Tensor, kept: Tensor) -> None:
+    chunks = len(sums.tops)
+    combine[(p.batch,)](
+        *sums, value, kept[0], kept[1], *p.scales, p.batch, p.students, chunks,
+        SAME=p.same, CHUNKS=triton.next_power_of_2(chunks), enable_fp_fusion=True, **_tile(p),
+    )  # fmt: skip
 
 
-def _like(grads: list[Tensor], tensors: list[Tensor], wanted: bool) -> list[Tensor]:
-    """The gradients of stacked rows handed back tensor by tensor."""
-    if not wanted:
-        return [t.new_empty(0) for t in tensors]
-    if len(grads) == len(tensors):
-        return [d.to(t.dtype) for d, t in zip(grads, tensors, strict=True)]
-    return [d.to(t.dtype).clone() for d, t in zip(grads[0].split([len(t) for t in tensors]), tensors, strict=True)]
+def view_gradients(
+    p: Views, part: Part, dvalue: Tensor, kept: Tensor, dstudent: Tensor | None, dteacher: Tensor | None
+) -> None:
+    backward[_grid(p)](
+        dvalue, part.rows, p.teacher, p.center, kept[0], kept[1], dstudent, dteacher, *_numbers(p, part),
+        SAME=p.same, **_tile(p), **_block(p),
+    )  # fmt: skip
+
+
+def _rows(p: Views) -> int:
+    return triton.next_power_of_2(p.teachers)
+
+
+def _grid(p: Views) -> tuple[int, int]:
+    return p.batch, triton.cdiv(p.width, view_columns(p))
+
+
+def _tile(p: Views) -> dict[str, Any]:
+    return {"GIVEN": p.given, "TEACHERS": p.teachers}
+
+
+def _block(p: Views) -> dict[str, Any]:
+    return {"ROWS": _rows(p), "BLOCK": view_columns(p), "num_warps": 4, "enable_fp_fusion": True}
+
+
+def _numbers(p: Views, part: Part) -> tuple[float | int, ...]:
+    strides = part.rows.stride(0), p.teacher.stride(0), p.center_stride
+    return *p.scales, *strides, p.batch, part.views, part.first, p.students, p.width
