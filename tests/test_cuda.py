@@ -45,7 +45,9 @@ def run(module: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 # --------------------------------------------------------------------------------------------------------- emulated
 @emulates
-@pytest.mark.parametrize("name", ["test_values", "test_across", "test_pairs", "test_inputs", "test_streams"])
+@pytest.mark.parametrize(
+    "name", ["test_values", "test_across", "test_pairs", "test_inputs", "test_points", "test_streams", "test_views"]
+)
 def test_kernels_on_the_host(name):
     """As Triton's kernels, by the same tests."""
     path = HERE / "triton_kernels" / f"{name}.py"
@@ -81,7 +83,7 @@ FAULTS = {
     "the mask of a diagonal": ("pairs.h", "return self ? (j - i) % step != 0 : j - i != step;", "return true;"),
 }
 # the one source whose kernels show it, so that the others need not be compiled again
-SHOWN_BY = {"warps.h": "sums.cu", "elements.h": "rows.cu", "weighing.h": "backward.cu", "pairs.h": "backward.cu"}
+SHOWN_BY = {"warps.h": "sums.cu", "elements.h": "rows.cu", "weighing.h": "backward.cu", "pairs.h": "attend.cu"}
 
 
 @emulates
