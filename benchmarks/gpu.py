@@ -168,8 +168,11 @@ def run(plan: Plan, folder: Path) -> Run:
 
 # --------------------------------------------------------------------------------------------------------- build, tests
 def build(plan: Plan) -> str:
-    """Builds the C++ kernels in place; a machine that cannot says why and goes on."""
+    """Builds the C++ and CUDA kernels in place, the latter for this GPU alone; what cannot be built is said, and on it
+    goes."""
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    if plan.device == "cuda":
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "{}.{}".format(*torch.cuda.get_device_capability()))
     code, output = _within(plan.build, command)
     importlib.invalidate_caches()
     if code is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_kernels.backends.cuda import wide
-from ssl_kernels.backends.cuda.native import DTYPES, NOTHING, C, address, number, stream
+from ssl_kernels.backends.cuda.native import DTYPES, NOTHING, C, address, generation, number, stream
 from ssl_kernels.backends.gpu.kernels import DOUBLE, HALF, SPLIT, Grid, Three
 from ssl_kernels.backends.gpu.launch import ROW_MULTIPLE, Problem, Side, cdiv
 
@@ -40,7 +40,7 @@ def padded_width(width: int) -> int:
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
     if kernel == "backward" and operands == HALF and width > WIDEST:
         return Tile(ROW_MULTIPLE, ALL, width, False)
-    return Tile(*C.tile(_KERNELS[kernel], _OPERANDS[operands], width, arch))
+    return Tile(*C.tile(_KERNELS[kernel], _OPERANDS[operands], width, generation(arch)))
 
 
 def prepare(p: Problem, units: Tensor, factors: Tensor | None) -> None:
@@ -145,7 +145,7 @@ def _matrix(p: Problem, x: Side, y: Side, step: int) -> tuple[object, ...]:
     scale, multiplier = p.logits
     return (
         _side(x), _side(y), _OPERANDS[p.operands], p.padded_width, p.low_offset, x is y, step, p.normalize,
-        number(scale), multiplier, p.arch,
+        number(scale), multiplier, generation(p.arch),
     )  # fmt: skip
 
 

@@ -43,6 +43,11 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+def generation(arch: int) -> int:
+    """Whose kernels serve: Hopper's own only where code for it was built, they are empty elsewhere."""
+    return arch if arch != 90 or C.hopper else 80
+
+
 def address(t: Tensor | None) -> int:
     return NOTHING if t is None else t.data_ptr()
 
