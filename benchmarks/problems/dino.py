@@ -1,4 +1,4 @@
-"""DINO's and iBOT's losses on given logits of ``d`` prototypes: memory is the bound, products there are none."""
+"""DINO's and iBOT's losses: on given logits of ``d`` prototypes; on features ``d`` wide, with the head's last layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.problems.problem import EAGER, Problem
@@ -37,6 +38,20 @@ def stacked(student_logits: Tensor, teacher_logits: Tensor, center: Tensor) -> T
     return loss.sum() / ((loss.numel() - 2) * batch)
 
 
+def head_and_all_pairs(x_student: Tensor, x_teacher: Tensor, prototypes: Tensor, **rest: Tensor) -> Tensor:
+    """The last layer, then the authors' loss; the teacher has a last layer of its own."""
+    with torch.no_grad():
+        teacher_logits = x_teacher @ rest["teacher_prototypes"].T
+    return all_pairs(x_student @ prototypes.T, teacher_logits, rest["center"])
+
+
+def _features(students: int, n: int, d: int, **tensor: Any) -> dict[str, Any]:
+    wide = {**tensor, "dtype": torch.float64 if tensor["dtype"] == torch.float64 else torch.float32}
+    rows = {"x_student": students * n, "x_teacher": 2 * n, "prototypes": PROTOTYPES, "teacher_prototypes": PROTOTYPES}
+    drawn = {name: F.normalize(torch.randn(count, d, **tensor), dim=1) for name, count in rows.items()}
+    return drawn | {"center": 0.1 * torch.randn(1, PROTOTYPES, **wide)}
+
+
 def _views(students: int, n: int, d: int, **tensor: Any) -> dict[str, Any]:
     wide = {**tensor, "dtype": torch.float64 if tensor["dtype"] == torch.float64 else torch.float32}
     student, teacher = torch.randn(students * n, d, **tensor), torch.randn(2 * n, d, **tensor)
@@ -65,9 +80,27 @@ def _dino(students: int) -> Problem:
     )
 
 
+def _head(students: int) -> Problem:
+    return Problem(
+        "fused_dino_head",
+        rivals={EAGER: head_and_all_pairs},
+        sizes=((8, 256), (32, 256)),
+        quick=((2, 16),),
+        compiled_at=(8, 32),
+        inputs=partial(_features, students),
+        features=("x_student", "prototypes"),
+        entries=lambda n: n * (students + 2) * PROTOTYPES,
+        gpu=((64, 256),),
+        units=(1, 3.5),
+        exponentials=(1, 2),
+    )
+
+
 PROBLEMS = {
     "dino, 2 views": _dino(2),
     "dino, 10 views": _dino(10),
+    "dino head, 2 views": _head(2),
+    "dino head, 10 views": _head(10),
     "ibot": Problem(
         "ibot_patch",
         rivals={EAGER: ibot_patch_reference},

@@ -9,23 +9,38 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ssl_kernels import losses
 from ssl_kernels.compat.memory_bank import MemoryBankModule, NNMemoryBankModule
 from ssl_kernels.compat.momentum import update_momentum
-from ssl_kernels.losses import KoLeoLoss, NegativeCosineSimilarity, mises_fisher_weights
+from ssl_kernels.losses import (
+    Center,
+    DINOLoss,
+    IBOTPatchLoss,
+    KoLeoLoss,
+    NegativeCosineSimilarity,
+    dino_loss,
+    mises_fisher_weights,
+    sinkhorn_center,
+)
 
 __all__ = [
+    "Center",
     "DCLLoss",
     "DCLWLoss",
+    "DINOLoss",
     "DirectCLRLoss",
+    "IBOTPatchLoss",
     "KoLeoLoss",
     "MemoryBankModule",
     "NNMemoryBankModule",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SwaVLoss",
     "negative_mises_fisher_weights",
+    "sinkhorn",
     "update_momentum",
 ]
 
@@ -101,3 +116,49 @@ class DCLWLoss(losses.DCLWLoss):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         return super().forward(out0, out1)
+
+
+@torch.no_grad()
+def sinkhorn(out: Tensor, iterations: int = 3, epsilon: float = 0.05, gather_distributed: bool = False) -> Tensor:
+    """lightly's: the assignments ``[N, K]`` of the rows of logits ``out`` to prototypes of equal sums."""
+    center = sinkhorn_center(out, epsilon, iterations, gather_distributed=gather_distributed)
+    return ((out - center) / epsilon).softmax(1).to(out.dtype)
+
+
+class SwaVLoss(nn.Module):
+    """lightly's ``SwaVLoss(...)(high_resolution_outputs, low_resolution_outputs, queue_outputs=None)``.
+
+    Caron et al. 2020, https://arxiv.org/abs/2006.09882: DINO's loss, with Sinkhorn-Knopp's assignments of the student's
+    own crops in high resolution for a teacher.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        sinkhorn_iterations: int = 3,
+        sinkhorn_epsilon: float = 0.05,
+        sinkhorn_gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.sinkhorn_iterations = sinkhorn_iterations
+        self.sinkhorn_epsilon = sinkhorn_epsilon
+        self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
+
+    def forward(
+        self,
+        high_resolution_outputs: Sequence[Tensor],
+        low_resolution_outputs: Sequence[Tensor],
+        queue_outputs: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        centers = []
+        for k, rows in enumerate(high_resolution_outputs):
+            rows = rows.detach()
+            if queue_outputs is not None:
+                rows = torch.cat([rows, queue_outputs[k].detach()])
+            gather = self.sinkhorn_gather_distributed
+            center = sinkhorn_center(rows, self.sinkhorn_epsilon, self.sinkhorn_iterations, gather_distributed=gather)
+            centers.append(center)
+        crops = [*high_resolution_outputs, *low_resolution_outputs]
+        temps = self.temperature, self.sinkhorn_epsilon
+        return dino_loss(crops, list(high_resolution_outputs), *temps, torch.cat(centers))

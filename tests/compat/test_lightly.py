@@ -190,3 +190,60 @@ def test_a_bank_as_lightly_itself():
         same(loss, theirs, inputs, 1e-5)
         torch.testing.assert_close(loss.memory_bank.bank, theirs.memory_bank.bank)
         assert loss.memory_bank.bank_ptr.tolist() == theirs.memory_bank.bank_ptr.tolist()
+
+
+def published_sinkhorn(out, iterations=3, epsilon=0.05):
+    q = (out / epsilon).exp().T
+    q = q / q.sum()
+    for _ in range(iterations):
+        q = q / q.sum(1, keepdim=True) / len(q)
+        q = q / q.sum(0, keepdim=True) / q.shape[1]
+    return (q * q.shape[1]).T
+
+
+def test_sinkhorn():
+    out = F.normalize(draw(9, 6), dim=1)
+    torch.testing.assert_close(ours.sinkhorn(out), published_sinkhorn(out))
+    torch.testing.assert_close(ours.sinkhorn(out, 5, 0.2), published_sinkhorn(out, 5, 0.2))
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_swav(queue):
+    crops = [F.normalize(draw(4, 7, seed), dim=1) for seed in range(5)]
+    older = [F.normalize(draw(6, 7, 9 + k), dim=1) for k in range(2)] if queue else None
+
+    def theirs(**crops):
+        high, low = list(crops.values())[:2], list(crops.values())[2:]
+        total = 0
+        for i, rows in enumerate(high):
+            rows = torch.cat([rows.detach(), older[i]]) if queue else rows.detach()
+            q = published_sinkhorn(rows)[:4]
+            for v, z in enumerate([*high, *low]):
+                if v != i:
+                    total = total - (q * (z / 0.1).log_softmax(1)).sum(1).mean() / 4
+        return total / 2
+
+    def mine(**crops):
+        return ours.SwaVLoss()(list(crops.values())[:2], list(crops.values())[2:], older)
+
+    same(mine, theirs, {f"crop{k}": z for k, z in enumerate(crops)}, tolerance=1e-9)
+
+
+def test_dino():
+    loss = ours.DINOLoss(5, 0.04, 0.07, 4)
+    g, f = ([draw(3, 5, first + k) for k in range(n)] for first, n in ((0, 2), (2, 4)))
+    for epoch in range(6):
+        temp = torch.linspace(0.04, 0.07, 4)[epoch].item() if epoch < 4 else 0.07
+        center = loss.center.double().clone()
+        p = ((torch.stack(g) - center) / temp).softmax(-1)
+        pairs = torch.einsum("tbd,sbd->ts", p, (torch.stack(f) / 0.1).log_softmax(-1)).fill_diagonal_(0)
+        torch.testing.assert_close(loss(g, f, epoch=epoch), -pairs.sum() / (6 * 3), rtol=1e-5, atol=1e-6)
+        loss.update_center(g[0])  # of two dimensions too
+
+
+def test_ibot():
+    loss, g, f = ours.IBOTPatchLoss(5, teacher_temp=0.06), draw(3, 5), draw(3, 5, 1)
+    mask = torch.tensor([[[True, False], [True, False]], [[False, True], [False, False]]])
+    value = -((g / 0.06).softmax(-1) * (f / 0.1).log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(loss(g, f, mask), (value * torch.tensor([0.5, 0.5, 1.0])).sum() / 2)
+    torch.testing.assert_close(loss.center.value.double(), 0.1 * g.mean(0, keepdim=True), rtol=1e-5, atol=1e-7)
