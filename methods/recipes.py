@@ -72,9 +72,8 @@ _SMALL_BATCH = _PHOTOGRAPHS | {"optimizer": "sgd", "weight_decay": 1e-4, "warmup
 # 3,600 drawings with captions of a few words, on two cores: a small transformer that begins as a bag of words, and
 # words dropped so that captions are not learned by heart
 _PAIRS_SMALL: dict[str, Any] = {
-    "image_size": 56,
-    "view_size": 48,
-    "views": 2,
+    "image_size": 48,
+    "view_size": 40,
     "crop": (0.5, 1.0),
     "jitter": 0.2,
     "encoder": "small",
@@ -136,7 +135,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "byol": _LARGE_BATCH | {"epochs": 1000, "lr": 3.2, "weight_decay": 1.5e-6},
         "simsiam": _SMALL_BATCH | {"batch_size": 512, "lr": 0.1},
     },
-    "pairs-small-cpu": {"clip": _PAIRS_SMALL, "siglip": _PAIRS_SMALL},
+    "pairs-small-cpu": {"clip": _PAIRS_SMALL},
     "digits": {
         "simclr": _DIGITS | {"temperature": 0.5},
         "byol": _DIGITS | _PLAIN_SGD | {"hidden_dim": 256, "projection_dim": 64, "ema_momentum": 0.95},
