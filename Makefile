@@ -36,7 +36,7 @@ gpu:  ## test and time everything on an NVIDIA GPU, with the Python at hand: ins
 	bash benchmarks/gpu.sh
 
 clean:  ## remove what was built; the environment's packages stay
-	rm -rf build dist *.egg-info ssl_kernels/_C.*.so ssl_kernels/_build.json $(VENV)/.built
+	rm -rf build dist *.egg-info ssl_kernels/_C.*.so ssl_kernels/_cuda.*.so ssl_kernels/_build.json $(VENV)/.built
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 

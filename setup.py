@@ -1,9 +1,12 @@
-"""Builds ``ssl_kernels._C`` from csrc: pybind11 and ninja, no torch, and never an error for want of a compiler.
+"""Builds ``ssl_kernels._C`` and, where there is an nvcc, ``ssl_kernels._cuda``: pybind11 and ninja, no torch, and never
+an error for want of a compiler.
 
-``pip install`` goes on without the extension where it cannot be built; ``setup.py build_ext``, asked for by name, fails
-instead. Either way ``ssl_kernels/_build.json`` records what was built and why the rest was not, for the package to say.
+``pip install`` goes on without an extension that cannot be built; ``setup.py build_ext``, asked for by name, fails
+instead, unless all that is missing is nvcc. Either way ``ssl_kernels/_build.json`` records what was built and why the
+rest was not, for the package to say.
 
-Heeded: CXX, CPPFLAGS, CFLAGS, CXXFLAGS, LDFLAGS, MAX_JOBS.
+Heeded: CXX, CPPFLAGS, CFLAGS, CXXFLAGS, LDFLAGS, MAX_JOBS; for CUDA also CUDA_HOME (no other nvcc is looked for then:
+``CUDA_HOME=/none`` builds without), NVCC_APPEND_FLAGS and TORCH_CUDA_ARCH_LIST.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,12 +24,14 @@ import tempfile
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-MODULE = "ssl_kernels._C"
+PLATFORM = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+MODULE, CUDA_MODULE = "ssl_kernels._C", "ssl_kernels._cuda"
 
 STANDARD = "-std=c++20"
 FLAGS = "-O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast -pthread -Wall".split()
@@ -41,6 +47,12 @@ ISAS = {
     "avx512": (AVX512, "__m512 f(__m512 a) { return _mm512_fmadd_ps(a, a, a); }"),
     "amx": (AMX, "void f() { _tile_dpbf16ps(0, 1, 2); }"),
 }
+
+
+# Every GPU from sm_80 on finds code in these: that of three generations, the second with Hopper's own instructions, and
+# for later ones the newest in PTX, which the driver compiles. What an nvcc does not know yet (100 before 12.8) is left
+# out.
+GENERATIONS = {80: "sm_80", 90: "sm_90a", 100: "sm_100"}
 
 
 class CannotBuild(Exception):
@@ -118,6 +130,57 @@ class Compiler:
         return [f"-DSSL_HAVE_{name.upper()}" for name in self.isas]
 
 
+@dataclass
+class Nvcc:
+    """The compiler for GPUs, and what it is to compile for."""
+
+    command: str
+    version: str
+    targets: list[str]  # as nvcc calls them: sm_80, sm_90a; compute_100 for PTX
+
+    @classmethod
+    def find(cls) -> Nvcc:
+        if home := os.environ.get("CUDA_HOME"):
+            command = shutil.which("nvcc", path=str(Path(home, "bin")))
+            if command is None:
+                raise CannotBuild(f"there is no bin/nvcc in CUDA_HOME ({home})")
+        else:
+            command = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+            if command is None:
+                raise CannotBuild(
+                    "no nvcc found (looked on the PATH and in /usr/local/cuda; CUDA_HOME names another toolkit)"
+                )
+        version = re.search(r"release (\d+)\.(\d+)", _output(command, "--version"))
+        if version is None:
+            raise CannotBuild(f"{command} cannot be run")
+        release = int(version[1]), int(version[2])
+        if release < (12, 0):
+            raise CannotBuild(f"nvcc {version[1]}.{version[2]} is too old, 12.0 or newer is needed")
+        known = {int(number) for number in re.findall(r"compute_(\d+)", _output(command, "--list-gpu-arch"))}
+        return cls(command, f"nvcc {version[1]}.{version[2]}", cls._targets(known))
+
+    @staticmethod
+    def _targets(known: set[int]) -> list[str]:
+        asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+        if not asked:
+            mine = sorted(known & GENERATIONS.keys())
+            return [*(GENERATIONS[arch] for arch in mine), f"compute_{mine[-1]}"]
+        targets = []
+        for word in re.split(r"[;\s]+", asked):
+            version = re.fullmatch(r"(\d+)\.(\d)[a-z]?(\+PTX)?", word)
+            if version is None:
+                raise CannotBuild(f"TORCH_CUDA_ARCH_LIST: expected versions such as 8.0 or 9.0+PTX, got {word!r}")
+            arch = 10 * int(version[1]) + int(version[2])
+            if arch >= 80:
+                targets += [GENERATIONS.get(arch, f"sm_{arch}"), *([f"compute_{arch}"] if version[3] else [])]
+        if not targets:
+            raise CannotBuild(f"TORCH_CUDA_ARCH_LIST ({asked}) names no GPU from 8.0 on")
+        return targets
+
+    def flags(self) -> list[str]:
+        return [f"-gencode=arch=compute_{target.split('_')[1]},code={target}" for target in self.targets]
+
+
 class Ninja:
     """A build file under construction, and its execution."""
 
@@ -152,33 +215,75 @@ class Ninja:
 class BuildExtension(build_ext):
     """``build_ext`` by ninja, which leaves out what cannot be built and writes down why."""
 
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.record: dict[str, Any] = {}
+
     def build_extension(self, ext: Extension) -> None:
-        target = Path(self.get_ext_fullpath(ext.name))
-        record = {"extension": False, "reason": None, "isas": [], "openmp": False, "compiler": "", "skipped": {}}
+        if ext.name == CUDA_MODULE:
+            return self._build_cuda(ext)
+        record: dict[str, Any] = {
+            "extension": False,
+            "reason": None,
+            "isas": [],
+            "openmp": False,
+            "compiler": "",
+            "skipped": {},
+        }
         try:
             compiler = Compiler.find()
             record |= {"compiler": compiler.version, "skipped": compiler.skipped}
-            built = self._compile(compiler)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # a process may have the old one mapped
-            shutil.copy(built, target)
+            self._put(ext, self._compile(compiler))
             record |= {"extension": True, "isas": ["portable", *compiler.isas], "openmp": compiler.openmp}
             for what, why in compiler.skipped.items():
                 print(f"ssl_kernels: built without {what}: {why}", file=sys.stderr)
         except CannotBuild as reason:
             record["reason"] = str(reason)
-            if "build_ext" in self.distribution.commands:
-                raise SystemExit(f"ssl_kernels: cannot build the C++ kernels: {reason}") from None
-            target.unlink(missing_ok=True)
-            print(f"ssl_kernels: installed WITHOUT the C++ kernels: {reason}", file=sys.stderr)
+            self._left_out(ext, "C++", reason)
+        self._record(ext, record)
+
+    def _build_cuda(self, ext: Extension) -> None:
+        record: dict[str, Any] = {"extension": False, "reason": None, "compiler": "", "targets": []}
+        try:
+            nvcc = Nvcc.find()
+        except CannotBuild as reason:
+            record["reason"] = str(reason)
+            self._put(ext, None)
+            print(f"ssl_kernels: built without the CUDA kernels: {reason}", file=sys.stderr)
+        else:
+            record |= {"compiler": nvcc.version, "targets": nvcc.targets}
+            try:
+                self._put(ext, self._compile_cuda(Compiler.find(), nvcc))
+                record["extension"] = True
+            except CannotBuild as reason:
+                record["reason"] = str(reason)
+                self._left_out(ext, "CUDA", reason)
+        self._record(ext, {"cuda": record})
+
+    def _left_out(self, ext: Extension, what: str, reason: CannotBuild) -> None:
+        if "build_ext" in self.distribution.commands:
+            raise SystemExit(f"ssl_kernels: cannot build the {what} kernels: {reason}") from None
+        self._put(ext, None)
+        print(f"ssl_kernels: installed WITHOUT the {what} kernels: {reason}", file=sys.stderr)
+
+    def _put(self, ext: Extension, built: Path | None) -> None:
+        """What was built where it belongs, and nothing of before."""
+        target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        Path(target.parent, "_build.json").write_text(json.dumps(record, indent=2) + "\n")
+        target.unlink(missing_ok=True)  # a process may have the old one mapped
+        if built is not None:
+            shutil.copy(built, target)
+
+    def _record(self, ext: Extension, record: dict[str, Any]) -> None:
+        self.record |= record
+        path = Path(self.get_ext_fullpath(ext.name)).with_name("_build.json")
+        path.write_text(json.dumps(self.record, indent=2) + "\n")
 
     def _compile(self, compiler: Compiler) -> Path:
         # One folder for every way of building (wheel, editable, in place), so that each continues where another left
         # off: ninja compares commands as well as times.
-        ninja = Ninja(ROOT / "build" / f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
-        include = [f"-I{ROOT / 'csrc'}", "-isystem", sysconfig.get_path("include"), "-isystem", _pybind11_include()]
+        ninja = Ninja(ROOT / "build" / f"ninja-{PLATFORM}")
+        include = _include()
         common = [*compiler.command, "-MMD", "-MF", "$out.d", *include, *compiler.defines(), *compiler.flags]
         ninja.rule("cxx", [*common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
         ninja.rule("link", [*compiler.command, "$in", *compiler.link, "-o", "$out"])
@@ -195,6 +300,24 @@ class BuildExtension(build_ext):
         ninja.run(verbose=self.verbose > 1)
         return ninja.folder / module
 
+    def _compile_cuda(self, compiler: Compiler, nvcc: Nvcc) -> Path:
+        ninja = Ninja(ROOT / "build" / f"ninja-cuda-{PLATFORM}")
+        hopper = ["-DSSL_WITH_SM90A"] if "sm_90a" in nvcc.targets else []
+        host = ["-ccbin", compiler.command[0]] if os.environ.get("CXX") else []
+        flags = [STANDARD, "-O3", *hopper, "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        common = [nvcc.command, *host, *nvcc.flags(), *flags, f"-I{ROOT / 'csrc'}", "-MD", "-MF", "$out.d"]
+        ninja.rule("nvcc", [*common, "-c", "$in", "-o", "$out"], depfile=True)
+        cxx = [*compiler.command, "-MMD", "-MF", "$out.d", *_include(), *compiler.flags, *hopper]
+        ninja.rule("cxx", [*cxx, "-c", "$in", "-o", "$out"], depfile=True)
+        # the runtime comes along, so that nothing but the driver has to be there, and keeps its names to itself
+        link = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL"]
+        ninja.rule("link", [nvcc.command, *host, *link, "$in", "-o", "$out"])
+        objects = [ninja.build("nvcc", f"{source.stem}.o", source) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+        objects.append(ninja.build("cxx", "bind.o", ROOT / "csrc/cuda/bind.cpp"))
+        module = ninja.build("link", "_cuda.so", *objects)
+        ninja.run(verbose=self.verbose > 1)
+        return ninja.folder / module
+
     def copy_extensions_to_source(self) -> None:
         """In place and editable: the extension and the record, or the record alone, and no extension of before."""
         build_py = self.get_finalized_command("build_py")
@@ -205,6 +328,17 @@ class BuildExtension(build_ext):
             for file in (built, built.with_name("_build.json")):
                 if file.exists():
                     shutil.copy(file, package / file.name)
+
+
+def _include() -> list[str]:
+    return [f"-I{ROOT / 'csrc'}", "-isystem", sysconfig.get_path("include"), "-isystem", _pybind11_include()]
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError:
+        return ""
 
 
 def _environment(*names: str) -> list[str]:
@@ -243,4 +377,5 @@ def _ninja_program() -> str:
     raise CannotBuild("ninja is not installed")
 
 
-setup(license="Apache-2.0", ext_modules=[Extension(MODULE, sources=[])], cmdclass={"build_ext": BuildExtension})
+EXTENSIONS = [Extension(name, sources=[]) for name in (MODULE, CUDA_MODULE)]
+setup(license="Apache-2.0", ext_modules=EXTENSIONS, cmdclass={"build_ext": BuildExtension})

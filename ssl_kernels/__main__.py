@@ -94,6 +94,11 @@ def _build() -> Rows:
         yield "openmp", "yes" if info.get("openmp") else "no"
     for what, why in info.get("skipped", {}).items():
         yield f"no {what}", why
+    cuda = info.get("cuda", {})
+    if cuda.get("extension"):
+        yield "cuda", f"built by {cuda['compiler']} for {', '.join(cuda['targets'])}"
+    else:
+        yield "cuda", f"not built: {cuda.get('reason', 'there is no record of a build')}"
 
 
 if __name__ == "__main__":

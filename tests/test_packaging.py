@@ -29,7 +29,9 @@ COMPILER = """\
 import os, pathlib, sys
 args = sys.argv[1:]
 if "--version" in args:
-    sys.exit(print("paper 1.0"))
+    sys.exit(print("paper 1.0, release 13.0, V13.0.1"))
+if "--list-gpu-arch" in args:
+    sys.exit(print("compute_75 compute_80 compute_90 compute_100 compute_120"))
 if any(word in args or any(arg.endswith(word) for arg in args) for word in {refuses!r}):
     sys.exit("probe.cpp:1:1: error: not on this paper")
 pathlib.Path(args[args.index("-o") + 1]).write_bytes(b"")
@@ -61,9 +63,8 @@ def tree(tmp_path):
 
 
 def run(*command: str | Path, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {
-        k: v for k, v in os.environ.items() if k not in ("CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "PYTHONPATH")
-    }
+    ours = ("CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "PYTHONPATH", "TORCH_CUDA_ARCH_LIST")
+    clean = {k: v for k, v in os.environ.items() if k not in ours} | {"CUDA_HOME": "/none"}
     ran = subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, env=clean | environment, capture_output=True, text=True
     )
@@ -79,10 +80,17 @@ def paper(tree: Path, *refuses: str) -> Path:
     return path
 
 
-def install(tree: Path, compiler: Path | str) -> Built:
+def toolkit(tree: Path, *refuses: str) -> Path:
+    """A CUDA toolkit of paper."""
+    (tree.parent / "cuda/bin").mkdir(parents=True)
+    paper(tree, *refuses).rename(tree.parent / "cuda/bin/nvcc")
+    return tree.parent / "cuda"
+
+
+def install(tree: Path, compiler: Path | str, **environment: str) -> Built:
     target = tree.parent / "installed"
     arguments = "-m pip install -v --no-deps --no-build-isolation --no-index --target".split()
-    ran = run(*arguments, target, tree, cwd=tree, CXX=str(compiler))
+    ran = run(*arguments, target, tree, cwd=tree, CXX=str(compiler), **environment)
     log = tree.parent / "log"
     commands = log.read_text().splitlines() if log.exists() else []
     record = json.loads((target / "ssl_kernels/_build.json").read_text())
@@ -108,7 +116,7 @@ def test_installed(tree):
         f"ssl_kernels-{ssl_kernels.__version__}.dist-info",
     }
     assert built.record["extension"]
-    assert built.record["compiler"] == "paper 1.0"
+    assert built.record["compiler"] == "paper 1.0, release 13.0, V13.0.1"
 
 
 def test_every_source_is_compiled_with_its_own_flags(tree):
@@ -228,6 +236,66 @@ def test_in_place_a_failure_is_an_error(tree):
     assert ran.returncode != 0
     assert "ssl_kernels: cannot build the C++ kernels: compilation failed" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------- CUDA
+GENERATIONS = ["sm_80", "sm_90a", "sm_100", "compute_100"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "targets"),
+    [
+        (None, GENERATIONS),
+        ("8.0;9.0", ["sm_80", "sm_90a"]),
+        ("7.5 8.6+PTX", ["sm_86", "compute_86"]),
+        ("9.0a", ["sm_90a"]),
+    ],
+    ids=["default", "two", "ptx", "feature"],
+)
+def test_cuda_kernels_are_built_where_there_is_an_nvcc(tree, asked, targets):
+    home = toolkit(tree)
+    environment = {} if asked is None else {"TORCH_CUDA_ARCH_LIST": asked}
+    built = install(tree, paper(tree), CUDA_HOME=str(home), **environment)
+    assert built.record["cuda"] == {"extension": True, "reason": None, "compiler": "nvcc 13.0", "targets": targets}
+    assert list(built.folder.glob("ssl_kernels/_cuda.*"))
+    commands = compiled(built)
+    for source in tree.glob("csrc/cuda/*.cu"):
+        codes = {word.split(",code=")[1] for word in commands[f"cuda/{source.name}"] if word.startswith("-gencode")}
+        assert codes == set(targets)
+    assert ("-DSSL_WITH_SM90A" in commands["cuda/bind.cpp"]) == ("sm_90a" in targets)
+    assert any("-cudart=static" in command for command in built.commands)
+    assert not any("torch" in command for command in built.commands if "/csrc/cuda/" in command)
+    report = run("-m", "ssl_kernels", cwd=tree.parent, PYTHONPATH=str(built.folder)).stdout
+    assert f"built by nvcc 13.0 for {', '.join(targets)}" in report
+
+
+@pytest.mark.parametrize(
+    ("refuses", "asked", "reason"),
+    [
+        (("forward.cu",), "", "compilation failed (probe.cpp:1:1: error: not on this paper)"),
+        ((), "Hopper", "TORCH_CUDA_ARCH_LIST: expected versions such as 8.0 or 9.0+PTX, got 'Hopper'"),
+        ((), "7.0;7.5", "TORCH_CUDA_ARCH_LIST (7.0;7.5) names no GPU from 8.0 on"),
+    ],
+    ids=["refused", "unknown", "old"],
+)
+def test_cuda_kernels_that_cannot_be_built_are_left_out_and_said(tree, refuses, asked, reason):
+    home = toolkit(tree, *refuses)
+    built = install(tree, paper(tree), CUDA_HOME=str(home), TORCH_CUDA_ARCH_LIST=asked)
+    assert built.record["extension"]
+    assert not built.record["cuda"]["extension"]
+    assert built.record["cuda"]["reason"] == reason
+    assert not list(built.folder.glob("ssl_kernels/_cuda.*"))
+    message = f"the CUDA kernels: {reason}"
+    assert message in built.output
+    report = run("-m", "ssl_kernels", cwd=tree.parent, PYTHONPATH=str(built.folder)).stdout
+    assert reason in report
+
+
+def test_without_nvcc_there_are_the_other_kernels(tree):
+    run("setup.py", "build_ext", "--inplace", cwd=tree, CXX=str(paper(tree)))
+    record = json.loads((tree / "ssl_kernels/_build.json").read_text())
+    assert record["extension"]
+    assert record["cuda"]["reason"] == "there is no bin/nvcc in CUDA_HOME (/none)"
 
 
 # ------------------------------------------------------------------------------------------------- what was built here
