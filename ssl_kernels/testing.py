@@ -239,6 +239,9 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
     theirs is ``k * mass / N`` over the length of each row (a loss of directions falls off with it), and ``k^2 * mass``
     for the temperature. Other losses' gradients are what is left of parts as large as that, each of
     which is rounded. float64 itself is the truth only to its own last digit, at full mass.
+
+    GPU kernels multiply the rows of 16-bit inputs as float16, rounded once more: an eighth of that here, since
+    :func:`check` allows eight roundings.
     """
     k = 1 / abs(case.temperature) + abs(float(inputs.get("logit_bias", 0.0)))
     mass = min(1.0, abs(truth.loss.item())) if case.spec.cross_entropy else 1.0
@@ -254,6 +257,8 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
     if not case.spec.cross_entropy:
         size += scale
     eps, eps64 = torch.finfo(accumulate_dtype(case.dtype)).eps, torch.finfo(torch.float64).eps
+    if case.backend in ("cuda", "triton") and case.dtype in (torch.float16, torch.bfloat16):
+        eps = torch.finfo(torch.float16).eps / 16
     last_digit = eps if name == "loss" else torch.finfo(inputs[name].dtype).eps
     return (
         last_digit * size
