@@ -15,7 +15,7 @@ from ssl_kernels import ibot_patch_reference
 PROTOTYPES = 65536
 
 
-def all_pairs(student_logits: Tensor, teacher_logits: Tensor, center: Tensor) -> Tensor:
+def all_pairs(student_logits: Tensor, teacher_logits: Tensor, center: Tensor | float = 0.0) -> Tensor:
     """As the authors' code has it: a log-softmax of the student for every pair of views."""
     students = (student_logits / 0.1).chunk(2 * len(student_logits) // len(teacher_logits))
     teachers = ((teacher_logits - center) / 0.04).softmax(-1).detach().chunk(2)
@@ -28,21 +28,27 @@ def all_pairs(student_logits: Tensor, teacher_logits: Tensor, center: Tensor) ->
     return sum(losses[1:], losses[0]) / len(losses)
 
 
-def stacked(student_logits: Tensor, teacher_logits: Tensor, center: Tensor) -> Tensor:
+def stacked(student_logits: Tensor, teacher_logits: Tensor, center: Tensor | float = 0.0) -> Tensor:
     """As the field's library of methods has it: one log-softmax a row, all pairs in one product."""
     batch = len(teacher_logits) // 2
     p = ((teacher_logits - center) / 0.04).softmax(-1).detach().view(2, batch, -1)
-    logs = (student_logits / 0.1).log_softmax(-1).view(-1, batch, p.shape[2])
+    logs = (student_logits / 0.1).log_softmax(-1, dtype=p.dtype).view(-1, batch, p.shape[2])
     loss = -torch.einsum("tbd,sbd->ts", p, logs)
     loss = loss.fill_diagonal_(0)
     return loss.sum() / ((loss.numel() - 2) * batch)
 
 
-def head_and_all_pairs(x_student: Tensor, x_teacher: Tensor, prototypes: Tensor, **rest: Tensor) -> Tensor:
+def head_and_all_pairs(
+    x_student: Tensor,
+    x_teacher: Tensor,
+    prototypes: Tensor,
+    teacher_prototypes: Tensor | None = None,
+    center: Tensor | float = 0.0,
+) -> Tensor:
     """The last layer, then the authors' loss; the teacher has a last layer of its own."""
     with torch.no_grad():
-        teacher_logits = x_teacher @ rest["teacher_prototypes"].T
-    return all_pairs(x_student @ prototypes.T, teacher_logits, rest["center"])
+        teacher_logits = x_teacher @ (prototypes if teacher_prototypes is None else teacher_prototypes).T
+    return all_pairs(x_student @ prototypes.T, teacher_logits, center)
 
 
 def _features(students: int, n: int, d: int, **tensor: Any) -> dict[str, Any]:
