@@ -111,7 +111,7 @@ class Problem:
         row_blocks = cdiv(x.rows, tile.BLOCK_M)
         pieces = cdiv(self.padded_width, tile.BLOCK_D or self.padded_width)
         column_tiles = cdiv(y.rows, tile.BLOCK_N)
-        at_a_time = PROGRAMS // 2 if tile.alone else PROGRAMS
+        at_a_time = cdiv(PROGRAMS, 2) if tile.alone else PROGRAMS
         span = cdiv(column_tiles, spans(row_blocks * pieces, column_tiles, at_a_time)) * tile.BLOCK_N
         return (row_blocks, cdiv(y.rows, span), pieces), span
 
