@@ -5,6 +5,7 @@ python tests/cuda/emulation/build.py    prints where the module is
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -53,8 +54,10 @@ def build() -> Path:
         lines.append(f"build {objects[-1]}: cxx {source}")
     lines.append(f"build {MODULE}: link {' '.join(objects)}")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "build.ninja").write_text("\n".join(lines) + "\n")
-    ran = subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", FOLDER], capture_output=True, text=True, check=False)
+    with (FOLDER / "lock").open("w") as lock:  # several processes run the tests
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (FOLDER / "build.ninja").write_text("\n".join(lines) + "\n")
+        ran = subprocess.run([Path(ninja.BIN_DIR, "ninja"), "-C", FOLDER], capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"the emulated kernels do not compile:\n{ran.stdout[-4000:]}")
     return FOLDER / MODULE
