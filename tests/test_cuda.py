@@ -46,7 +46,17 @@ def run(module: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 # --------------------------------------------------------------------------------------------------------- emulated
 @emulates
 @pytest.mark.parametrize(
-    "name", ["test_values", "test_across", "test_pairs", "test_inputs", "test_points", "test_streams", "test_views"]
+    "name",
+    [
+        "test_values",
+        "test_across",
+        "test_pairs",
+        "test_biased",
+        "test_inputs",
+        "test_points",
+        "test_streams",
+        "test_views",
+    ],
 )
 def test_kernels_on_the_host(name):
     """As Triton's kernels, by the same tests."""

@@ -175,6 +175,19 @@ struct ViewGradients {
 };
 int view_gradients(const ViewGradients& call, void* stream);
 
+// The log-sum-exp of each row (over columns, then the bias is theirs), or of each column, of multiplier * logits + bias.
+struct BiasedLse {
+  const void* logits;  // [rows][width]
+  DType dtype;
+  int64_t rows, stride;
+  int width;
+  const void* bias;  // reals [width] of rows, [rows] of columns; or null
+  double multiplier;
+  bool of_rows;
+  void* out;  // reals [rows] or [width]
+};
+int biased_lse(const BiasedLse& call, void* stream);
+
 // --------------------------------------------------------------------------------------------------------------- rows
 constexpr int MAX_INPUTS = 16;  // eight of either side
 

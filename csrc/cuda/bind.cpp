@@ -128,6 +128,11 @@ void bind_views(py::module_& m) {
     const auto& [student_tops, student_sums, teacher_tops, teacher_sums, along] = sums;
     return ViewSums{views_of(views), at(student_tops), at(student_sums), at(teacher_tops), at(teacher_sums), at(along)};
   };
+  m.def("biased_lse", [](Address logits, int dtype, int64_t rows, int64_t stride, int width, Address bias, double multiplier,
+                         bool of_rows, Address out, Address stream) {
+    check(biased_lse({at(logits), DType(dtype), rows, stride, width, at(bias), multiplier, of_rows, at(out)}, at(stream)),
+          "the sums with a bias");
+  });
   m.def("view_columns", [views_of](const ViewsTuple& views) { return view_columns(views_of(views)); });
   m.def("view_sums", [sums_of](const ViewsTuple& views, const SumsTuple& sums, Address stream) {
     check(view_sums(sums_of(views, sums), at(stream)), "the sums over views");

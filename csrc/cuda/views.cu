@@ -1,29 +1,13 @@
 // Cross-entropies between views, logits given: a block takes some columns of one sample, all of the teacher's views and all of the
 // student's, so that every logit is read once. What a row's columns gave is put together by the warp of its sample.
 #include "logits.h"
+#include "numbers.h"
 #include "warps.h"
 
 namespace ssl::cuda {
 namespace {
 
 constexpr int WARPS = 8;
-
-template <class Real> SSL_DEVICE Real number_at(const void* data, DType dtype, int64_t at) {
-  switch (dtype) {
-    case DType::f64: return Real(static_cast<const double*>(data)[at]);
-    case DType::bf16: return Real(__bfloat162float(static_cast<const bfloat_t*>(data)[at]));
-    case DType::f16: return Real(__half2float(static_cast<const half_t*>(data)[at]));
-    default: return Real(static_cast<const float*>(data)[at]);
-  }
-}
-template <class Real> SSL_DEVICE void put_at(void* data, DType dtype, int64_t at, Real x) {
-  switch (dtype) {
-    case DType::f64: static_cast<double*>(data)[at] = double(x); break;
-    case DType::bf16: static_cast<bfloat_t*>(data)[at] = __float2bfloat16_rn(float(x)); break;
-    case DType::f16: static_cast<half_t*>(data)[at] = __float2half_rn(float(x)); break;
-    default: static_cast<float*>(data)[at] = float(x);
-  }
-}
 
 // A lane's share of a block's columns.
 template <int COLUMNS> struct Lane {

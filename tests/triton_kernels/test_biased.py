@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from serving import kernels
 
 from ssl_kernels.backends import reference
-from ssl_kernels.backends.triton_kernels import biased
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 
@@ -18,6 +18,6 @@ def test_log_sum_exp_with_a_bias(rows, width, dtype):
     for dim in (0, 1):
         bias = 30 * torch.randn(logits.shape[dim], dtype=F64 if dtype == F64 else F32)
         for given in (bias, None):
-            got = biased.biased_lse(logits, given, 3.0, dim)
+            got = kernels.biased_lse(logits, given, 3.0, dim)
             exact = reference.biased_lse(logits.double(), None if given is None else given.double(), 3.0, dim)
             torch.testing.assert_close(got.double(), exact, rtol=4 * torch.finfo(got.dtype).eps, atol=1e-5)

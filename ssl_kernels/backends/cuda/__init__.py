@@ -12,9 +12,10 @@ if why_not() is None:
     from ssl_kernels.backends.cuda import distances, kernels, views
     from ssl_kernels.backends.cuda.aligned import cosine, cosine_backward
     from ssl_kernels.backends.cuda.averaging import average_
+    from ssl_kernels.backends.cuda.biased import biased_lse
     from ssl_kernels.backends.cuda.neighbours import nearest
     from ssl_kernels.backends.cuda.ring import enqueue_
-    from ssl_kernels.backends.gpu import across, pairwise, within
+    from ssl_kernels.backends.gpu import across, pairwise, prototypes, within
     from ssl_kernels.backends.gpu import distances as points
     from ssl_kernels.backends.gpu import views as of_views
 
@@ -28,11 +29,14 @@ if why_not() is None:
     student_lse_backward = partial(points.student_lse_backward, distances)
     view_cross_entropy = partial(of_views.view_cross_entropy, views)
     view_cross_entropy_backward = partial(of_views.view_cross_entropy_backward, views)
+    prototype_cross_entropy, prototype_lse = prototypes.prototype_cross_entropy, prototypes.prototype_lse
+    prototype_cross_entropy_backward = partial(prototypes.prototype_cross_entropy_backward, view_cross_entropy_backward)
 
     __all__ = [
         "DEVICES",
         "attend_lse",
         "average_",
+        "biased_lse",
         "cosine",
         "cosine_backward",
         "cross_lse",
@@ -40,6 +44,9 @@ if why_not() is None:
         "enqueue_",
         "nearest",
         "pair_softplus",
+        "prototype_cross_entropy",
+        "prototype_cross_entropy_backward",
+        "prototype_lse",
         "self_lse",
         "self_lse_backward",
         "student_lse",

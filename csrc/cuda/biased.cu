@@ -1,0 +1,79 @@
+// Log-sum-exp of a matrix along either dimension, with a bias along it: a block a row, or a block for 32 columns. Every logit is
+// read once; logits are in base 2.
+#include "logits.h"
+#include "numbers.h"
+#include "warps.h"
+
+namespace ssl::cuda {
+namespace {
+
+constexpr int WARPS = 8, THREADS = 32 * WARPS;
+
+// A running maximum and the sum of exponentials relative to it.
+template <class Real> struct RunningSum {
+  Real top = -Real(INFINITY), sum = 0;
+
+  SSL_DEVICE void add(Real more_top, Real more) {
+    const Real higher = larger(top, more_top);
+    // where every logit is -inf there is nothing to be relative to
+    const Real least = higher == -Real(INFINITY) ? Real(0) : higher;
+    sum = sum * exp2_fast(top - least) + more * exp2_fast(more_top - least);
+    top = higher;
+  }
+  // NaN is no maximum, but its exponential is none either
+  SSL_DEVICE void add(Real s) { s == s ? add(s, Real(1)) : add(Real(0), s); }
+  SSL_DEVICE Real result() const { return (top + Real(log2(double(sum)))) / Real(LOG2E); }
+};
+
+template <class Real> SSL_DEVICE Real logit_at(const BiasedLse& call, int64_t row, int column) {
+  const Real s = number_at<Real>(call.logits, call.dtype, row * call.stride + column) * Real(call.multiplier * LOG2E);
+  if (!call.bias) return s;
+  return s + static_cast<const Real*>(call.bias)[call.of_rows ? column : row] * Real(LOG2E);
+}
+
+template <class Real> __global__ void __launch_bounds__(THREADS) lse_of_rows(const BiasedLse call) {
+  const int64_t row = blockIdx.x;
+  RunningSum<Real> mine;
+  for (int column = int(threadIdx.x); column < call.width; column += THREADS) mine.add(logit_at<Real>(call, row, column));
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2)
+    mine.add(__shfl_xor_sync(ALL_LANES, mine.top, step), __shfl_xor_sync(ALL_LANES, mine.sum, step));
+  Real* const of_warps = reinterpret_cast<Real*>(shared_memory());
+  if (threadIdx.x % 32 == 0) {
+    of_warps[2 * (threadIdx.x / 32)] = mine.top;
+    of_warps[2 * (threadIdx.x / 32) + 1] = mine.sum;
+  }
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  RunningSum<Real> all;
+  for (int w = 0; w < WARPS; ++w) all.add(of_warps[2 * w], of_warps[2 * w + 1]);
+  static_cast<Real*>(call.out)[row] = all.result();
+}
+
+template <class Real> __global__ void __launch_bounds__(THREADS) lse_of_columns(const BiasedLse call) {
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, column = int(blockIdx.x) * 32 + lane;
+  RunningSum<Real> mine;
+  if (column < call.width)
+    for (int64_t row = warp; row < call.rows; row += WARPS) mine.add(logit_at<Real>(call, row, column));
+  Real* const of_warps = reinterpret_cast<Real*>(shared_memory());  // [WARPS][2][32]
+  of_warps[warp * 64 + lane] = mine.top;
+  of_warps[warp * 64 + 32 + lane] = mine.sum;
+  __syncthreads();
+  if (warp > 0 || column >= call.width) return;
+  RunningSum<Real> all;
+  for (int w = 0; w < WARPS; ++w) all.add(of_warps[w * 64 + lane], of_warps[w * 64 + 32 + lane]);
+  static_cast<Real*>(call.out)[column] = all.result();
+}
+
+}  // namespace
+
+int biased_lse(const BiasedLse& call, void* stream) {
+  auto start = [&]<class Real>() {
+    const size_t shared = WARPS * 2 * 32 * sizeof(Real);
+    if (call.of_rows) return launch(lse_of_rows<Real>, dim3(unsigned(call.rows)), THREADS, shared, stream, call);
+    return launch(lse_of_columns<Real>, dim3(unsigned((call.width + 31) / 32)), THREADS, shared, stream, call);
+  };
+  return call.dtype == DType::f64 ? start.template operator()<double>() : start.template operator()<float>();
+}
+
+}  // namespace ssl::cuda
