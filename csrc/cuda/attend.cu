@@ -27,12 +27,12 @@ template <class Cut> struct Attention {
     fixed = bound <= FIXED_LIMIT_OF<O> && m.normalize;
     shift = bound - LIFT_LOG2;
     factor = tile_factor(plain, fixed);
-    unit_of_columns = m.y.largest ? 1 / Real(*m.y.largest) : Real(1);
+    unit_of_columns = unit_of_largest<Real>(m);
+    fill_row_factors(row_factor, m, place, factor);
 #pragma unroll
     for (int mt = 0; mt < MT; ++mt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        row_factor[mt][h] = m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor;
         top[mt][h] = fixed ? shift / Real(LOG2E) : Real(LOWEST);
         total[mt][h] = 0;
       }

@@ -23,14 +23,14 @@ template <class Cut> struct Gradient {
     const Real plain = logit_factor<Real>(m.scale, m.multiplier);
     shift = choose_shift(plain, m.normalize);
     factor = tile_factor(plain, shift.fixed);
-    unit_of_columns = m.y.largest ? 1 / Real(*m.y.largest) : Real(1);
+    unit_of_columns = unit_of_largest<Real>(m);
+    fill_row_factors(row_factor, m, place, factor);
     const Real* const weights = static_cast<const Real*>(call.x_weights);
 #pragma unroll
     for (int mt = 0; mt < MT; ++mt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int i = place.i(mt, 2 * h);
-        row_factor[mt][h] = m.x.factors ? factor * Real(m.x.factors[i]) : factor;
         weight[mt][h] = weights ? weights[i] : Real(0);
         top[mt][h] = weights && !shift.fixed ? weights[m.x.padded + i] : Real(0);
         neg[mt][h] = weights && !shift.fixed ? weights[2 * int64_t(m.x.padded) + i] : Real(0);

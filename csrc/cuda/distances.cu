@@ -14,8 +14,6 @@ constexpr int COLUMNS = 8 * LANES * AT_ONCE;  // of a tile in shared memory
 // Further than any two points are; only pairs that do not count are infinitely far.
 constexpr float FURTHEST = 1.0e37f;
 
-SSL_DEVICE float log1p_of(float x) { return log1pf(x); }
-SSL_DEVICE double log1p_of(double x) { return log1p(x); }
 template <class Real> SSL_DEVICE Real at_most(Real x, Real most) { return x > most ? most : x; }  // NaN stays NaN
 
 template <Falloff KIND, class Real> struct Kernel {

@@ -60,6 +60,8 @@ SSL_DEVICE double exp_fast(double x) { return exp(x); }
 // then cancels against that of its sum, where a multiply-add would leave it in every weight.
 SSL_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 SSL_DEVICE double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+SSL_DEVICE float log1p_of(float x) { return log1pf(x); }
+SSL_DEVICE double log1p_of(double x) { return log1p(x); }
 SSL_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 SSL_DEVICE double larger(double a, double b) { return fmax(a, b); }
 

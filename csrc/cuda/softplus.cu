@@ -7,9 +7,6 @@
 namespace ssl::cuda {
 namespace {
 
-SSL_DEVICE float log1p_of(float x) { return log1pf(x); }
-SSL_DEVICE double log1p_of(double x) { return log1p(x); }
-
 template <class Cut> struct Sum {
   using O = typename Cut::O;
   using Real = typename O::Real;
@@ -24,12 +21,8 @@ template <class Cut> struct Sum {
     const Matrix& m = call.matrix;
     factor = tile_factor(logit_factor<Real>(m.scale, m.multiplier), false);
     bias = load_number<Real>(call.bias, 0);
-    unit_of_columns = m.y.largest ? 1 / Real(*m.y.largest) : Real(1);
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        row_factor[mt][h] = m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor;
+    unit_of_columns = unit_of_largest<Real>(m);
+    fill_row_factors(row_factor, m, place, factor);
   }
   SSL_DEVICE static ColumnVectors<Real> vectors(const Softplus&) { return {}; }
 

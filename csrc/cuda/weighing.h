@@ -41,6 +41,18 @@ struct Place {
   SSL_DEVICE int in_tile(int n, int e) const { return 8 * n + entry_column(lane, e); }
 };
 
+// What turns products with the lane's rows into logits, and weights of columns into units of the largest one, which float16 can
+// hold. Rows on the sphere have no factors.
+template <class Real, int MT> SSL_DEVICE void fill_row_factors(Real (&to)[MT][2], const Matrix& m, const Place& place, Real factor) {
+#pragma unroll
+  for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) to[mt][h] = m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor;
+}
+template <class Real> SSL_DEVICE Real unit_of_largest(const Matrix& m) {
+  return m.y.largest ? 1 / Real(*m.y.largest) : Real(1);
+}
+
 // Numbers that come along with each column's rows, where a rule wants any: `count` of them, each `step` behind the last.
 template <class Real> struct ColumnVectors {
   const Real* at;

@@ -8,14 +8,11 @@ from torch import Tensor
 from ssl_kernels.backends.cuda import kernels
 from ssl_kernels.backends.gpu.device import on_device
 from ssl_kernels.backends.gpu.launch import Problem
-
-# Up to this width in float64: unit rows in few dimensions lie close together, their products differ in digits that
-# float32 does not have.
-IN_DOUBLE = 16
+from ssl_kernels.backends.gpu.neighbours import dtype_of_products
 
 
 def nearest(x: Tensor, y: Tensor, skip: int | None, normalize: bool) -> Tensor:
-    wide = torch.float64 if x.dtype == torch.float64 or x.shape[1] <= IN_DOUBLE else torch.float32
+    wide = dtype_of_products(x)
     with on_device(x):
         # past the last column: nobody is left out
         step = len(y) if skip is None else skip

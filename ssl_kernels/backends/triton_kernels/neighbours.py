@@ -10,14 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssl_kernels.backends.triton_kernels.streams import on_device
+from ssl_kernels.backends.gpu.device import on_device
+from ssl_kernels.backends.gpu.neighbours import dtype_of_products
 
 TILE: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
 TILE_DOUBLE: dict[str, Any] = TILE | {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16}  # correct, not tuned
-
-# Up to this width in float64: unit rows in few dimensions lie close together, their products differ in digits that
-# float32 does not have.
-IN_DOUBLE = 16
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "skip"])
@@ -66,6 +63,5 @@ def nearest(x: Tensor, y: Tensor, skip: int | None, normalize: bool) -> Tensor:
 
 
 def _rows(x: Tensor, normalize: bool) -> Tensor:
-    wide = torch.float64 if x.dtype == torch.float64 or x.shape[1] <= IN_DOUBLE else torch.float32
-    z = x.to(wide).contiguous()
+    z = x.to(dtype_of_products(x)).contiguous()
     return F.normalize(z, dim=1, eps=1e-12) if normalize else z
