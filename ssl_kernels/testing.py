@@ -244,9 +244,7 @@ def rounding(case: Case, inputs: dict[str, Any], truth: Result, name: str) -> fl
     :func:`check` allows eight roundings.
     """
     k = 1 / abs(case.temperature) + abs(float(inputs.get("logit_bias", 0.0)))
-    # several positives of a row are summed by their ids, and taken from a sum that they are part of
-    kept_apart = case.spec.cross_entropy and "ids" not in inputs
-    mass = min(1.0, abs(truth.loss.item())) if kept_apart else 1.0
+    mass = min(1.0, abs(truth.loss.item())) if case.spec.cross_entropy else 1.0
     size = truth[name].norm().item()
     if name == "temperature":
         scale = k * k

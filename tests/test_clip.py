@@ -88,6 +88,15 @@ def test_ids_of_pairs(place):
     torch.testing.assert_close(apart, clip_loss(**wide(place, 6, 6), backend=place.backend))
 
 
+def test_ids_keep_the_digits_of_a_loss_near_zero(place):
+    x = torch.nn.functional.normalize(draw(24, 8, torch.float32, place.device), dim=1)
+    inputs = {"image_features": x, "text_features": x.clone(), "logit_scale": 40.0}
+    truth = clip_reference(x.double(), x.double(), 40.0).item()
+    assert 0 < truth < 1e-3
+    got = clip_loss(**inputs, ids=torch.arange(24, device=place.device), backend=place.backend)
+    assert got.item() == pytest.approx(truth, rel=1e-5)  # taken from sums it is part of, it would be off by 4e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_ids_in_narrow_dtypes(place, dtype):
     inputs = wide(place, 40, 60, 33)

@@ -31,6 +31,7 @@ from ssl_kernels.losses.gather import gather_rows
 from ssl_kernels.losses.spec import LossSpec
 from ssl_kernels.losses.temperature import as_factor, as_logit_bias, as_logit_scale
 from ssl_kernels.ops import (
+    Reduced,
     accumulate_dtype,
     check_not_empty,
     check_pairs,
@@ -85,15 +86,14 @@ def clip_loss(
     _check(image_features, text_features, negatives, ids, text_ids, offset)
     scale, multiplier = as_logit_scale(logit_scale, image_features)
     texts = [text_features] if negatives is None else [text_features, negatives]
-    at = None if ids is not None else offset
+    at = offset if sum(map(len, texts)) >= len(image_features) else None
     rows, columns = cross_lse(
         image_features, texts, scale, multiplier, offset=at, normalize=False, columns=True, backend=backend
     )
     if ids is not None:
-        lse_rows, lse_columns = (side.neg.double() + side.top.double() for side in (rows, columns))
         classes = dense_classes(torch.cat([ids, ids if text_ids is None else text_ids]))
         factor = as_factor(scale, multiplier, image_features)
-        loss = _by_classes(image_features, text_features, lse_rows, lse_columns, classes, factor)
+        loss = _by_classes(image_features, text_features, rows, columns, classes, factor)
         loss = loss.to(accumulate_dtype(image_features.dtype))
     else:
         own = columns.neg[offset : offset + len(image_features)]
@@ -106,18 +106,35 @@ def _unseen(loss: Tensor, logit_bias: float | Tensor | None) -> Tensor:
     return loss if logit_bias is None else loss + 0.0 * as_logit_bias(logit_bias, loss).to(loss.dtype).reshape(())
 
 
-def _by_classes(x: Tensor, y: Tensor, lse_x: Tensor, lse_y: Tensor, classes: Tensor, factor: Tensor) -> Tensor:
+def _by_classes(x: Tensor, y: Tensor, rows: Reduced, columns: Reduced, classes: Tensor, factor: Tensor) -> Tensor:
     m, k = len(x), len(y)
     x_sizes, y_sizes = class_sizes(classes[:m], m + k), class_sizes(classes[m:], m + k)
     x_sums, y_sums = class_sums(x, classes[:m], m + k), class_sums(y, classes[m:], m + k)
     pairs = (x_sums * y_sums).sum(1).double()  # the products of all positive pairs of a class
-    sides = (lse_x, classes[:m], y_sizes), (lse_y[:k], classes[m:], x_sizes)
+    # A trained model's loss is nearly zero where the image and the text of one row have an id to themselves: there the
+    # positive stays out of the sums, or rounding it would be all that is left. Others' is at least the entropy of
+    # their targets.
+    own = classes[: min(len(rows.pos), k)]
+    alone = (own == classes[m : m + len(own)]) & (x_sizes * y_sizes == 1)[own]
+    pairs = pairs.masked_fill(torch.zeros_like(x_sizes, dtype=torch.bool).scatter(0, own, alone), 0.0)
     terms = []
-    for lse, own, sizes in sides:
-        asks = sizes[own] > 0
-        total = torch.where(asks, lse, 0.0).sum() - factor * (pairs / sizes.clamp_min(1)).sum()
+    for side, of_row, sizes in ((rows, classes[:m], y_sizes), (columns, classes[m:], x_sizes)):
+        asks = sizes[of_row] > 0
+        total = torch.where(asks, _from_sums(side, alone)[: len(asks)], 0.0).sum()
+        total = total - factor * (pairs / sizes.clamp_min(1)).sum()
         terms.append(total / asks.sum().clamp_min(1))
     return (terms[0] + terms[1]) / 2
+
+
+def _from_sums(side: Reduced, alone: Tensor) -> Tensor:
+    """The log-sum-exp of each row, or where its positive is ``alone`` what that falls short of it."""
+    neg, pos, top = (t.double() for t in side)
+    first, rest = neg.split([len(pos), len(neg) - len(pos)])
+    alone = F.pad(alone, (0, len(pos) - len(alone)))
+    with_positive = torch.where(
+        alone, F.softplus(first - pos, 1.0, 40.0), torch.logaddexp(first, pos) + top[: len(pos)]
+    )
+    return torch.cat([with_positive, rest + top[len(pos) :]])
 
 
 def _check(image_features, text_features, negatives, ids, text_ids, offset) -> None:
