@@ -51,7 +51,7 @@ class CLIP(nn.Module):
 
     def forward(self, batch: Batch) -> list[Tensor]:
         images = self.embed(torch.cat(batch.views)).chunk(len(batch.views))
-        texts = with_hard_negatives(self.describe, batch.captions, self.config.hard_negatives)
+        texts = with_hard_negatives(self.describe, batch, self.config.hard_negatives)
         return [*images, *texts]
 
     def loss(self, embeddings: list[Tensor], batch: Batch) -> Tensor:

@@ -12,6 +12,8 @@ from random import Random
 import torch
 from torch import Tensor
 
+from methods.batch import Batch
+
 # Words that carry no meaning of their own here: moving them makes bad English and not another caption
 SMALL = set("a an and at by for from in into is of on or over the their to under with without".split())
 # Of one of these, another says something else about the same thing
@@ -81,16 +83,16 @@ VERSIONS = {"order": swapped_words, "shuffle": shuffled_words, "attribute": swap
 
 
 def with_hard_negatives(
-    describe: Callable[[list[str]], Tensor], captions: list[str], kinds: Sequence[str]
+    describe: Callable[[list[str]], Tensor], batch: Batch, kinds: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Features of captions, and of a version of each, of one of the kinds at random; zeros where there is none.
-
-    What is random is drawn from torch's generator.
-    """
-    random = Random(int(torch.randint(2**31, ())))
-    versions = [[VERSIONS[kind](caption, random) for kind in kinds] for caption in captions]
-    chosen = [random.choice([v for v in row if v is not None] or [None]) for row in versions]
+    """Features of the captions, and of a version of each, of one of the kinds at random; zeros where there is none."""
+    chosen = [_version(caption, kinds, Random(s)) for caption, s in zip(batch.captions, batch.seeds, strict=True)]
     rows = torch.tensor([k for k, version in enumerate(chosen) if version is not None], dtype=torch.int64)
-    features = describe([*captions, *[version for version in chosen if version is not None]])
-    own, others = features.split([len(captions), len(rows)])
+    features = describe([*batch.captions, *[version for version in chosen if version is not None]])
+    own, others = features.split([len(chosen), len(rows)])
     return own, torch.zeros_like(own).index_copy(0, rows.to(own.device), others)
+
+
+def _version(caption: str, kinds: Sequence[str], random: Random) -> str | None:
+    versions = [VERSIONS[kind](caption, random) for kind in kinds]
+    return random.choice([version for version in versions if version is not None] or [None])

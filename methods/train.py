@@ -181,7 +181,8 @@ class Run:
         views = self.augment(data.images[rows].to(self.device), self.config.views)
         of_rows = lambda column: None if column is None else column[rows].to(self.device)  # noqa: E731
         captions = None if data.captions is None else [data.captions[row] for row in rows.tolist()]
-        return Batch(views, of_rows(data.labels), captions, of_rows(data.ids))
+        seeds = [seed_of(self.config.seed, "sample", step, number * len(rows) + k) for k in range(len(rows))]
+        return Batch(views, of_rows(data.labels), captions, of_rows(data.ids), seeds)
 
     # -------------------------------------------------------------------------------------------------- evaluation
     def evaluate(self, probe: bool = False) -> dict[str, float]:

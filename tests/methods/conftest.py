@@ -97,6 +97,7 @@ def settings_of(settings: Callable, pairs: Path) -> Callable[..., dict[str, Any]
         "tokenizer": "bpe",
         "vocab_size": 300,
         "context": 16,
+        "hard_negatives": ("order", "shuffle", "attribute"),
         "last_layer_epochs": 1,
         "fine_tune_epochs": 1,
     }

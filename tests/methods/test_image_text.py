@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.batch import Batch
 from methods.data import Split
 from methods.hard_negatives import (
     ATTRIBUTES,
@@ -75,21 +76,22 @@ def test_a_lone_attribute_becomes_another_of_its_kind():
 
 def test_hard_negatives_stand_in_the_rows_of_their_captions():
     captions = ["red cat", "dog", "blue dog"]
-    own, others = with_hard_negatives(in_order, captions, ("order",))
+    batch = Batch(captions=captions, seeds=[0, 1, 2])
+    own, others = with_hard_negatives(in_order, batch, ("order",))
     assert torch.equal(own, in_order(captions))
     assert torch.equal(others[[0, 2]], in_order(["cat red", "dog blue"]))
     assert not others[1].any()
-    assert not with_hard_negatives(in_order, captions, ())[1].any()
+    assert not with_hard_negatives(in_order, batch, ())[1].any()
 
 
-def test_hard_negatives_are_drawn_from_torchs_generator():
-    captions = ["big red small blue cat"] * 20
-    torch.manual_seed(3)
-    first = with_hard_negatives(in_order, captions, tuple(VERSIONS))[1]
-    second = with_hard_negatives(in_order, captions, tuple(VERSIONS))[1]
-    torch.manual_seed(3)
-    assert torch.equal(first, with_hard_negatives(in_order, captions, tuple(VERSIONS))[1])
-    assert not torch.equal(first, second)
+def test_hard_negatives_depend_on_the_place_in_the_whole_batch_alone():
+    def others(seeds: Sequence[int]) -> Tensor:
+        batch = Batch(captions=["big red small blue cat"] * len(seeds), seeds=list(seeds))
+        return with_hard_negatives(in_order, batch, tuple(VERSIONS))[1]
+
+    whole = others(range(20))
+    assert len(whole.unique(dim=0)) > 5
+    assert torch.equal(whole, torch.cat([others(range(8)), others(range(8, 20))]))
 
 
 # --------------------------------------------------------------------------------------------------------- retrieval
