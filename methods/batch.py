@@ -22,7 +22,7 @@ class Batch:
     ids: Tensor | None = None
     """int64 ``[N]``, the same for pairs of image and caption that show or say the same."""
     seeds: list[int] | None = None
-    """One for each sample, of its place in the whole batch: for what is drawn at random for a sample by itself, and must
+    """One for each sample, of its place in the whole batch: for what is drawn for a sample by itself, and must
     not depend on how the batch is cut."""
 
     @classmethod
