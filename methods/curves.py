@@ -18,7 +18,7 @@ class Curves:
     out: Path = Path("runs/curves.svg")
     """The picture, as .svg, .png or .pdf."""
     metric: str = "knn"
-    """What is drawn, by its name in metrics.jsonl: knn, feature_std, alignment, uniformity ..."""
+    """What is drawn, by its name in metrics.jsonl: knn, feature_std, effective_rank, uniformity ..."""
 
 
 def curves(settings: Curves) -> None:

@@ -86,18 +86,22 @@ def _fifth(labels: np.ndarray) -> np.ndarray:
 
 
 def collapse_monitor(embed: Callable[[Tensor], Tensor], views: list[Tensor]) -> dict[str, float]:
-    r"""Three numbers that say whether embeddings still tell images apart (on the unit sphere, two views of N images).
+    r"""Four numbers that say whether embeddings still tell images apart (on the unit sphere, two views of N images).
 
     * ``feature_std``: spread per dimension times :math:`\sqrt D`; 1 on the whole sphere, 0 when all are one point.
+    * ``effective_rank``: of how many directions they are made, :math:`e^H` for the entropy H of the shares of their
+      principal axes; D on the whole sphere, 1 when all are one point, or on one line.
     * ``alignment``: mean squared distance of the two views of an image; 0 is perfect.
     * ``uniformity``: log of the mean of :math:`e^{-2 d^2}` over pairs of images; -4 is spread out, 0 is one point.
 
-    Wang and Isola 2020, https://arxiv.org/abs/2005.10242; the first as in SimSiam.
+    Wang and Isola 2020, https://arxiv.org/abs/2005.10242; the first as in SimSiam, the second of Roy and Vetterli 2007.
     """
     with torch.no_grad():
         z1, z2 = (F.normalize(embed(v).float(), dim=1) for v in views)
+    shares = torch.linalg.svdvals(z1).square() / len(z1)
     return {
         "feature_std": (z1.std(0, correction=0).mean() * z1.shape[1] ** 0.5).item(),
+        "effective_rank": torch.special.entr(shares).sum().exp().item(),
         "alignment": (z1 - z2).square().sum(1).mean().item(),
         "uniformity": torch.pdist(z1).square().mul(-2).exp().mean().log().item(),
     }

@@ -51,6 +51,15 @@ def test_monitor_of_a_collapse():
     assert constant["feature_std"] == pytest.approx(0, abs=1e-6)
     assert constant["alignment"] == pytest.approx(0, abs=1e-6)
     assert constant["uniformity"] == pytest.approx(0, abs=1e-6)
+    assert constant["effective_rank"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_rank_shows_what_batch_norms_hide():
+    """Four points, apart in every dimension: all the spread there can be, in three directions."""
+    points = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1.0]]).repeat_interleave(8, 0)
+    values = collapse_monitor(lambda x: points.T[x], [torch.arange(64) % 4] * 2)
+    assert values["feature_std"] == pytest.approx(1, abs=1e-3)
+    assert values["effective_rank"] == pytest.approx(3, abs=1e-3)
 
 
 def test_monitor_of_a_whole_sphere():
@@ -59,3 +68,4 @@ def test_monitor_of_a_whole_sphere():
     assert values["feature_std"] == pytest.approx(1, abs=0.02)
     assert values["alignment"] == pytest.approx(2, abs=0.05)  # two independent points
     assert values["uniformity"] == pytest.approx(-4, abs=0.2)
+    assert values["effective_rank"] == pytest.approx(62, abs=2)

@@ -61,7 +61,7 @@ def test_one_table_one_json_and_pictures(trained: Callable, tmp_path: Path, caps
         assert 0 <= values["knn"] <= 100
         assert 0 <= values["linear_probe"] <= 100
         assert values["few_shot"].keys() == {"1", "3"}
-        assert results["views"][name].keys() == {"feature_std", "alignment", "uniformity"}
+        assert results["views"][name].keys() == {"feature_std", "effective_rank", "alignment", "uniformity"}
     assert results["fine_tuned"]["0.1"]["labels"] == 9
     assert results["transfer"][str(grey)]["data"]["classes"] == 2
     for picture in ("map.png", "few_labels.png"):
