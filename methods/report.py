@@ -184,7 +184,7 @@ class Report:
         """Alignment and uniformity under the augmentations of training."""
         channels, size, _ = self.shape
         torch.manual_seed(seed_of(self.settings.seed, "monitor"))
-        views = Augment(self.config, size, channels)(self.data.test.images[:MONITORED].to(self.device))
+        views = Augment(self.config, size, channels)(self.data.test.images[:MONITORED].to(self.device), 2)
         return {
             "h": collapse_monitor(self.method.encoder, views),
             "z": collapse_monitor(self.method.embed, views),
