@@ -14,6 +14,8 @@ from methods.clip import CLIP
 from methods.config import Config
 from methods.curves import Curves, curves
 from methods.demo import Demo, demo
+from methods.dino import DINO
+from methods.dinov2 import DINOv2
 from methods.moco import MoCo
 from methods.mocov3 import MoCoV3
 from methods.processes import rank
@@ -27,7 +29,8 @@ from methods.t_simcne import TSimCNE
 from methods.train import train
 
 METHODS = {
-    method.__name__.lower(): method for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, SupCon, CLIP, SigLIP, TSimCNE)
+    method.__name__.lower(): method
+    for method in (SimCLR, MoCo, MoCoV3, BYOL, SimSiam, DINO, DINOv2, SupCon, CLIP, SigLIP, TSimCNE)
 }
 OTHERS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate": (Evaluate, partial(evaluate, methods=METHODS)),

@@ -20,6 +20,7 @@ class Config:
     """Settings shared by all methods."""
 
     least_views: ClassVar[int] = 2
+    local_views = 0  # no setting here, hence no annotation: those of methods/multicrop.py have some
 
     # ------------------------------------------------------------------------------------------------------- data
     data: str
@@ -34,9 +35,11 @@ class Config:
     """Start from a named set of settings (see `python -m methods --help`); flags beside it still win."""
     # ----------------------------------------------------------------------------------------------------- encoder
     encoder: str = "small"
-    """small, resnet18-cifar, timm:NAME or torchvision:NAME."""
+    """small, resnet18-cifar, vit (a small transformer), timm:NAME or torchvision:NAME."""
     width: int = 32
-    """Channels of the small encoder's first stage."""
+    """Channels of the small encoder's first stage; of the vit, width of a head: it has four."""
+    patch_size: int = 4
+    """Side of the vit's patches in pixels; it has to divide that of the images and of the views."""
     # ---------------------------------------------------------------------------------------------------- training
     epochs: int = 100
     """Passes over the training images."""
@@ -53,6 +56,10 @@ class Config:
     """Highest learning rate; warmed up linearly, then a cosine down to 0."""
     weight_decay: float = 1e-4
     """Not applied to biases and norms."""
+    final_weight_decay: float | None = None
+    """What it becomes along half a cosine; default: it stays."""
+    clip_gradient: float = 0.0
+    """Largest norm of a step's gradient, which is scaled down to it; 0: any."""
     momentum: float = 0.9
     """Of SGD and LARS; AdamW's first beta."""
     warmup_epochs: float = 1.0
@@ -93,6 +100,10 @@ class Config:
     """Probability of dropping the colours."""
     blur: float = 0.0
     """Probability of a Gaussian blur a tenth of the image wide; 0.5 on ImageNet, none on 32x32 images."""
+    second_blur: float | None = None
+    """That of every second view; default: the same. BYOL, MoCo v3 and DINO have 1.0 and 0.1."""
+    solarize: float = 0.0
+    """Probability of inverting the brighter half of the range, in every second view; 0.2 in the same papers."""
     rotate: float = 0.0
     """Largest rotation in degrees (not SimCLR's; for digits)."""
     translate: float = 0.0
@@ -137,15 +148,29 @@ class Config:
 
 def check(config: Config, processes: int) -> None:
     """Raises ValueError for settings that no run can have, naming the argument, what came and what was expected."""
-    for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every", "knn_k", "width", "bn_groups"):
+    counts = (
+        "epochs",
+        "batch_size",
+        "accumulate",
+        "save_every",
+        "log_every",
+        "knn_k",
+        "width",
+        "patch_size",
+        "bn_groups",
+    )
+    for name in counts:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
-    for name in ("lr", "weight_decay", "momentum", "warmup_epochs", "knn_every", "threads", "jitter"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name}: expected a number >= 0, got {getattr(config, name)}")
-    for name in ("flip", "grey", "blur"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name}: expected a probability, got {getattr(config, name)}")
+    numbers = ("lr", "weight_decay", "final_weight_decay", "clip_gradient", "momentum", "warmup_epochs", "knn_every")
+    for name in (*numbers, "threads", "jitter"):
+        value = getattr(config, name)
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name}: expected a number >= 0, got {value}")
+    for name in ("flip", "grey", "blur", "second_blur", "solarize"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a probability, got {value}")
     if not 0 < config.crop[0] <= config.crop[1] <= 1:
         raise ValueError(f"crop: expected 0 < smallest <= largest <= 1, got {config.crop}")
     if config.views < config.least_views:

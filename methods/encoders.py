@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.vit import TimmViT, ViT
+
 
 class Encoder(nn.Module):
     """A backbone that standardises its images itself, so that its weights can be used without knowing the data set.
@@ -27,6 +29,7 @@ class Encoder(nn.Module):
         self.backbone = backbone.to(memory_format=self.format)
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
+        self.check(image_size)
         was_training = self.training
         with torch.no_grad():
             features = self.eval()(torch.zeros(1, len(mean), image_size, image_size))
@@ -35,8 +38,33 @@ class Encoder(nn.Module):
             raise ValueError(f"encoder: expected features [N, dim], got shape {tuple(features.shape)}")
         self.dim = features.shape[1]
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(((images - self.mean) / self.std).contiguous(memory_format=self.format))
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None, *, tokens: bool = False
+    ) -> Tensor:
+        """Features ``[N, dim]``; with ``tokens``, those of class and patches, ``[N, 1 + T, dim]``, if it has any.
+
+        ``mask``, bool ``[N, T]``, says which patches are hidden: ``mask_token`` takes their place.
+        """
+        x = self._standardised(images)
+        return self.backbone.tokens(x, mask, mask_token) if tokens else self.backbone(x)
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Of the class token on the patches, ``[N, heads, side, side]``."""
+        return self.backbone.attention(self._standardised(images))
+
+    def check(self, size: int) -> None:
+        """Raises ValueError where images so wide are not whole patches."""
+        if self.has_tokens and size % self.backbone.patch_size:
+            wanted = f"a divisor of {size}, the side of images or views"
+            raise ValueError(f"patch_size: expected {wanted}, got {self.backbone.patch_size}")
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are patches with tokens of their own: those of a vision transformer."""
+        return isinstance(self.backbone, ViT | TimmViT)
+
+    def _standardised(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=self.format)
 
 
 class ResidualBlock(nn.Module):
@@ -70,12 +98,19 @@ class ResNet(nn.Sequential):
 
 
 def build_encoder(
-    name: str, image_size: int, mean: Tensor, std: Tensor, *, channels_last: bool = True, width: int = 32
+    name: str,
+    image_size: int,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    channels_last: bool = True,
+    width: int = 32,
+    patch_size: int = 4,
 ) -> Encoder:
     """The encoder called ``name`` for square images of ``image_size`` with ``len(mean)`` channels.
 
     ``small`` (three blocks, for CPUs; ``width`` is that of its first stage), ``resnet18-cifar`` (no pooling in the
-    stem), ``timm:NAME``, ``torchvision:NAME``.
+    stem), ``vit`` (six blocks of four heads, each ``width`` wide), ``timm:NAME``, ``torchvision:NAME``.
     """
     channels = len(mean)
     library, _, model = name.partition(":")
@@ -84,16 +119,18 @@ def build_encoder(
         backbone = ResNet(channels, (width, 2 * width, 8 * width), 1, stem_stride=2 if image_size > 16 else 1)
     elif name == "resnet18-cifar":
         backbone = ResNet(channels, (64, 128, 256, 512), 2, stem_stride=1)
+    elif name == "vit":
+        backbone = ViT(channels, image_size, patch_size, 4 * width, heads=4, blocks=6)
     elif library == "timm" and model:
-        backbone = _timm(model, channels)
+        backbone = _timm(model, channels, image_size)
     elif library == "torchvision" and model:
         backbone = _torchvision(model, channels)
     else:
-        raise ValueError(f"encoder: expected small, resnet18-cifar, timm:NAME or torchvision:NAME, got {name!r}")
+        raise ValueError(f"encoder: expected small, resnet18-cifar, vit, timm:NAME or torchvision:NAME, got {name!r}")
     return Encoder(backbone, mean, std, image_size, channels_last)
 
 
-def _timm(name: str, channels: int) -> nn.Module:
+def _timm(name: str, channels: int, image_size: int) -> nn.Module:
     import_torchvision()
     if importlib.util.find_spec("timm") is None:
         raise ModuleNotFoundError(f"encoder: timm:{name} needs timm (pip install timm)")
@@ -101,6 +138,9 @@ def _timm(name: str, channels: int) -> nn.Module:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"encoder: expected a name timm knows, got {name!r} (near: {close})")
+    if name in timm.list_models(module="vision_transformer"):
+        sizes = {"img_size": image_size, "dynamic_img_size": True}
+        return TimmViT(timm.create_model(name, num_classes=0, in_chans=channels, **sizes))
     return timm.create_model(name, num_classes=0, in_chans=channels)
 
 

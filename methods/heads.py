@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def mlp(*widths: int, batch_norm: bool = True, last: Literal["linear", "norm"] = "linear") -> nn.Sequential:
@@ -53,3 +55,35 @@ class SimCLRProjectionHead(nn.Sequential):
             if batch_norm:
                 layers.append(nn.BatchNorm1d(b))
         super().__init__(*layers)
+
+
+class DINOHead(nn.Module):
+    """DINO's head up to its last layer: an MLP with GELU to features on the unit sphere.
+
+    The last layer's weight, whose rows have a norm of 1, is ``prototypes``: the logits are ``features @ prototypes.T``.
+
+    Args:
+        input_dim, hidden_dim, bottleneck_dim: width of the encoder's features, of two hidden layers, of the features.
+        prototypes: how many, K.
+        batch_norm: normalise the hidden layers.
+    """
+
+    def __init__(
+        self, input_dim: int, hidden_dim: int, bottleneck_dim: int, prototypes: int, batch_norm: bool = False
+    ) -> None:
+        super().__init__()
+        if prototypes < 1:
+            raise ValueError(f"prototypes: expected at least 1, got {prototypes}")
+        layers: list[nn.Module] = []
+        for width in (input_dim, hidden_dim):
+            layers.append(nn.Linear(width, hidden_dim, bias=not batch_norm))
+            layers += [nn.BatchNorm1d(hidden_dim), nn.GELU()] if batch_norm else [nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, bottleneck_dim))
+        self.directions = nn.Parameter(torch.randn(prototypes, bottleneck_dim))
+
+    @property
+    def prototypes(self) -> Tensor:
+        return F.normalize(self.directions, dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.mlp(x), dim=-1)

@@ -71,6 +71,7 @@ def _build(method_class: type[nn.Module], config: Config, state: dict[str, Any])
         torch.ones(channels),
         channels_last=config.channels_last,
         width=config.width,
+        patch_size=config.patch_size,
     )
     parts = {}
     if "captions" in getattr(method_class, "needs", ()):

@@ -1,4 +1,4 @@
-"""The learning rate over a run: a function of the step alone, so that a resumed run has nothing to restore."""
+"""Learning rate and weight decay over a run: functions of the step alone: a resumed run has nothing to restore."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def warmup_cosine(step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """From ``start`` at step 0 along half a cosine to ``end`` at ``step = total``, which is never taken."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * step / total))

@@ -38,7 +38,7 @@ from methods.log import Log
 from methods.norms import split, synchronised
 from methods.optim import build_optimizer
 from methods.processes import device_of, mean_over_processes, processes, rank, world_size
-from methods.schedule import warmup_cosine
+from methods.schedule import cosine, warmup_cosine
 from methods.seeds import seed_of
 from methods.tokenizer import build_tokenizer
 
@@ -85,7 +85,13 @@ class Run:
         torch.manual_seed(seed_of(config.seed, "weights"))
         mean, std = self.data.statistics()
         encoder = build_encoder(
-            config.encoder, self.data.image_size, mean, std, channels_last=config.channels_last, width=config.width
+            config.encoder,
+            self.data.image_size,
+            mean,
+            std,
+            channels_last=config.channels_last,
+            width=config.width,
+            patch_size=config.patch_size,
         )
         parts = {}
         if "captions" in getattr(method_class, "needs", ()):
@@ -99,6 +105,8 @@ class Run:
             method = split(method, config.bn_groups)
         self.method = method
         self.augment = Augment(config, self.data.image_size, self.data.channels)
+        for size in self.augment.sizes:
+            encoder.check(size)
         self.optimizer = build_optimizer(
             config.optimizer, self.method, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
         )
@@ -164,10 +172,18 @@ class Run:
         factor = begin(step, self.total, self.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * factor
+        if config.final_weight_decay is not None:
+            decayed, _ = self.optimizer.param_groups  # biases and norms have none
+            decayed["weight_decay"] = cosine(step, self.total, config.weight_decay, config.final_weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
         numbered = list(enumerate(rows.chunk(world_size() * config.accumulate)))
         mine = numbered[rank() * config.accumulate :][: config.accumulate]
         loss = self.gradient.of([partial(self._batch, step, number, part) for number, part in mine])
+        if hasattr(self.method, "after_backward"):
+            self.method.after_backward()
+        if config.clip_gradient:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_gradient)
         scaler.step(self.optimizer)
         scaler.update()
         if hasattr(self.method, "after_step"):
@@ -178,7 +194,7 @@ class Run:
         """Micro-batch ``number`` of a step, of all processes': the same one, and the same dropout, at every call."""
         torch.manual_seed(seed_of(self.config.seed, "step", step + number * self.total))
         data = self.data.train
-        views = self.augment(data.images[rows].to(self.device), self.config.views)
+        views = self.augment(data.images[rows].to(self.device))
         of_rows = lambda column: None if column is None else column[rows].to(self.device)  # noqa: E731
         captions = None if data.captions is None else [data.captions[row] for row in rows.tolist()]
         seeds = [seed_of(self.config.seed, "sample", step, number * len(rows) + k) for k in range(len(rows))]
@@ -207,7 +223,7 @@ class Run:
         if hasattr(self.method, "measure"):
             values |= self.method.measure(data, self.folder if probe else None)
         torch.manual_seed(seed_of(config.seed, "monitor"))
-        views = self.augment(data.test.images[:MONITORED].to(self.device))
+        views = self.augment(data.test.images[:MONITORED].to(self.device), 2)
         self.method.eval()
         values |= collapse_monitor(self.method.embed, views)
         self.method.train()

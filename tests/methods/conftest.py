@@ -91,6 +91,8 @@ def settings_of(settings: Callable, pairs: Path) -> Callable[..., dict[str, Any]
         "projection_dim": 16,
         "bottleneck_dim": 8,
         "queue_size": 128,
+        "prototypes": 64,
+        "local_views": 2,
         "text_width": 16,
         "text_layers": 1,
         "text_heads": 2,
