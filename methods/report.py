@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,9 +43,9 @@ class Evaluate:
     skip_broken: bool = False
     """Leave out images that cannot be read, and name them, instead of stopping."""
     shots: tuple[int, ...] = (1, 5, 20)
-    """Labelled images a class for the few-shot classifier; none to leave it out."""
+    """Labelled images a class for the few-shot classifier; --shots alone leaves it out."""
     fine_tune: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Shares of the labels to fine-tune with; none to leave it out."""
+    """Shares of the labels to fine-tune with; --fine-tune alone leaves it out."""
     fine_tune_epochs: int = 20
     """Passes over the labelled images; small shares take more, to get 100 steps."""
     templates: tuple[str, ...] = ()
@@ -258,10 +259,12 @@ def table(results: dict[str, Any]) -> str:
     for share, value in results.get("fine_tuned", {}).items():
         what = f"fine-tuned with {100 * float(share):g} % ({value['labels']} labels)"
         rows.append([what, f"{value['accuracy']:.1f}"])
-    for name in ("alignment", "uniformity"):
-        rows.append([f"{name} of views", *(f"{results['views'][k][name]:.2f}" for k in ("h", "z"))])
+    for name in ("alignment", "uniformity", "effective_rank"):
+        what = f"{name.replace('_', ' ')} of views"
+        rows.append([what, *(f"{results['views'][k][name]:.2f}" for k in ("h", "z"))])
     for name, value in results.get("of_the_method", {}).items():
-        rows.append([name.replace("_", " "), "", f"{value:.1f}" if isinstance(value, float) else str(value)])
+        what = re.sub(r" r(\d+)$", r" R@\1", name.replace("_", " "))
+        rows.append([what, "", f"{value:.1f}" if isinstance(value, float) else str(value)])
     for source, other in results["transfer"].items():
         rows += [[f"{source}: {row[0]}", *row[1:]] for row in _rows_of(other["features"])]
     width = max(len(row[0]) for row in rows)

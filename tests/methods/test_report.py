@@ -71,7 +71,9 @@ def test_one_table_one_json_and_pictures(trained: Callable, tmp_path: Path, caps
 def test_what_a_method_knows_beside_is_in_the_table(trained: Callable, capsys: pytest.CaptureFixture):
     folder = trained("clip", epochs=2)
     main(["evaluate", "--checkpoint", str(folder), "--templates", "{} stripes", "the {}", *QUICK])
-    assert "zero shot" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "zero shot" in text
+    assert "text to image R@10" in text
     results = json.loads((folder / "evaluation.json").read_text())["of_the_method"]
     assert {"text_to_image_r10", "zero_shot", "beats_attribute"} <= results.keys()
 
