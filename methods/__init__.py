@@ -10,6 +10,7 @@ A method is an ``nn.Module`` with a nested ``Config`` (its settings on top of :c
   samples, those of other processes among them. The batch has its labels here, but maybe not its views;
 * ``before_step(step, total, warmup)``, if the learning rate follows something else than one warm-up and one cosine:
   what the highest one is multiplied by; methods that train in stages change to the next one there;
+* ``after_backward()``, if gradients are changed before the optimiser's step: layers that stay as they are for a while;
 * ``after_step(step, total)``, if there is something to do after the optimiser's step: momentum encoders;
 * ``measure(data, folder)``, if there is more to know about it than evaluation knows: a dict of numbers; with a folder,
   after the last epoch, those that take longer too, and pictures;

@@ -61,6 +61,11 @@ class Distillation(nn.Module):
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
             if not getattr(config, name) > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(config, name)}")
+        if not 0 <= config.ema_momentum <= 1:
+            raise ValueError(f"ema_momentum: expected 0 to 1, got {config.ema_momentum}")
+        for name in ("freeze_last_layer", "warmup_teacher_temp_epochs"):
+            if getattr(config, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(config, name)}")
         self.config, self.epoch = config, 0
         self.student = nn.ModuleDict({"encoder": encoder, "head": self.new_head(encoder, config), **more})
         self.teacher = EMAModel(self.student, buffers="keep", backend=config.backend)

@@ -54,8 +54,8 @@ _CIFAR10: dict[str, Any] = {
     "knn_k": 200,
     "knn_temperature": 0.1,
 }
-# A folder of photographs on machines with many GPUs, as the papers have it, but for what only BYOL and MoCo v3 do to
-# one of the views (solarize, a blur of every image). A recipe's batch is that of all processes together.
+# A folder of photographs on machines with many GPUs, as the papers have it. A recipe's batch is that of all processes
+# together.
 _PHOTOGRAPHS: dict[str, Any] = {
     "epochs": 100,
     "encoder": "torchvision:resnet50",
@@ -69,6 +69,14 @@ _PHOTOGRAPHS: dict[str, Any] = {
 }
 _LARGE_BATCH = _PHOTOGRAPHS | {"batch_size": 4096, "optimizer": "lars", "warmup_epochs": 10, "crop": (0.08, 1.0)}
 _SMALL_BATCH = _PHOTOGRAPHS | {"optimizer": "sgd", "weight_decay": 1e-4, "warmup_epochs": 0}
+# What BYOL, MoCo v3 and DINO do to one of the views and not to the other
+_ASYMMETRIC = {"blur": 1.0, "second_blur": 0.1, "solarize": 0.2}
+_SMALL_VIT = (
+    _PHOTOGRAPHS
+    | _ASYMMETRIC
+    | {"encoder": "timm:vit_small_patch16_224", "patch_size": 16, "warmup_epochs": 10, "clip_gradient": 3.0}
+    | {"local_views": 8, "local_size": 96, "local_blur": 0.5, "teacher_temp": 0.07, "warmup_teacher_temp_epochs": 30}
+)
 # 3,600 drawings with captions of a few words, on two cores: a small transformer that begins as a bag of words, and
 # words dropped so that captions are not learned by heart
 _PAIRS_SMALL: dict[str, Any] = {
@@ -128,9 +136,14 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "imagenet-resnet50": {
         "simclr": _LARGE_BATCH | {"lr": 4.8, "weight_decay": 1e-6, "temperature": 0.1, "jitter": 1.0},
         "moco": _SMALL_BATCH | {"epochs": 200, "batch_size": 256, "lr": 0.03},
-        "mocov3": _LARGE_BATCH | {"lr": 4.8, "weight_decay": 1.5e-6, "crop": (0.2, 1.0)},
-        "byol": _LARGE_BATCH | {"epochs": 1000, "lr": 3.2, "weight_decay": 1.5e-6},
+        "mocov3": _LARGE_BATCH | _ASYMMETRIC | {"lr": 4.8, "weight_decay": 1.5e-6, "crop": (0.2, 1.0)},
+        "byol": _LARGE_BATCH | _ASYMMETRIC | {"epochs": 1000, "lr": 3.2, "weight_decay": 1.5e-6},
         "simsiam": _SMALL_BATCH | {"batch_size": 512, "lr": 0.1},
+    },
+    "imagenet-vit-small": {
+        "dino": _SMALL_VIT | {"batch_size": 1024, "lr": 2e-3, "crop": (0.4, 1.0), "prototypes": 65536},
+        "dinov2": _SMALL_VIT
+        | {"batch_size": 2048, "lr": 5.66e-3, "crop": (0.32, 1.0), "local_crop": (0.05, 0.32), "prototypes": 131072},
     },
     "pairs-small-cpu": {"clip": _PAIRS_SMALL, "siglip": _PAIRS_SMALL},
     "digits": {

@@ -166,6 +166,7 @@ class Report:
         channels, size, _ = self.shape
         smallest, largest = self.config.crop
         crop = (min(max(smallest, 0.5), largest), largest)
+        # of the first view, which is never solarized
         light = replace(self.config, crop=crop, view_size=None, jitter=0.0, grey=0.0, blur=0.0)
         tune = FineTuning(
             Augment(light, size, channels),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from methods.schedule import warmup_cosine
+from methods.schedule import cosine, warmup_cosine
 from methods.seeds import seed_of
 
 
@@ -27,3 +27,10 @@ def test_seeds_of_neighbours_have_nothing_in_common():
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= s < 2**32 for s in seeds)
     assert seed_of(0, "step", 3) == seed_of(0, "step", 3)
+
+
+def test_half_a_cosine_from_one_number_to_another():
+    values = [cosine(step, 8, 0.04, 0.4) for step in range(9)]
+    assert values[0] == pytest.approx(0.04) and values[4] == pytest.approx(0.22) and values[8] == pytest.approx(0.4)
+    assert values == sorted(values)
+    assert cosine(3, 8, 0.4, 0.04) == pytest.approx(0.44 - values[3])

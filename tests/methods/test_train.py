@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -251,6 +252,25 @@ def refused(config: Config, method: type = SimCLR) -> str:
         train(method, config)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_weight_decay_follows_half_a_cosine_and_biases_have_none(settings: Callable):
+    run = Run(SimCLR, SimCLR.Config(**settings(weight_decay=0.0, final_weight_decay=0.4)))
+    seen = []
+    for step in range(run.total):
+        run._step(step, torch.arange(32))
+        seen.append([group["weight_decay"] for group in run.optimizer.param_groups])
+    assert seen == [[pytest.approx(0.2 * (1 - math.cos(math.pi * k / run.total))), 0.0] for k in range(run.total)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gradient_is_scaled_down_to_its_largest_norm(settings: Callable, precision: str):
+    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0, "warmup_epochs": 0.0}
+    run = Run(SimCLR, SimCLR.Config(**settings(**plain, clip_gradient=0.01, precision=precision)))
+    before = [p.detach().clone() for p in run.method.parameters()]
+    run._step(0, torch.arange(32))
+    moved = [p - b for p, b in zip(run.method.parameters(), before, strict=True)]
+    assert torch.stack([m.norm() for m in moved]).norm().item() == pytest.approx(0.01, rel=1e-2)
 
 
 def test_a_folder_in_use_is_not_overwritten(settings: Callable, tmp_path: Path):
