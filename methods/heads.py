@@ -57,6 +57,14 @@ class SimCLRProjectionHead(nn.Sequential):
         super().__init__(*layers)
 
 
+def keep_scale(module: nn.Module) -> None:
+    """Linear layers that give outputs as large as their inputs, and no constant: what is constant hides the rest."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class DINOHead(nn.Module):
     """DINO's head up to its last layer: an MLP with GELU to features on the unit sphere.
 
@@ -79,6 +87,7 @@ class DINOHead(nn.Module):
             layers.append(nn.Linear(width, hidden_dim, bias=not batch_norm))
             layers += [nn.BatchNorm1d(hidden_dim), nn.GELU()] if batch_norm else [nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, bottleneck_dim))
+        self.mlp.apply(keep_scale)
         self.directions = nn.Parameter(torch.randn(prototypes, bottleneck_dim))
 
     @property

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from methods.heads import keep_scale
+
 
 class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
@@ -67,12 +69,9 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1, dim, side, side))
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
-        for w in self.parameters():
-            if w.dim() > 1:
-                nn.init.trunc_normal_(w, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        self.apply(keep_scale)
+        for w in (self.class_token, self.class_position, self.positions):
+            nn.init.trunc_normal_(w, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.tokens(images)[:, 0]
