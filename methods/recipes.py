@@ -109,6 +109,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         | _PLAIN_SGD
         | {"epochs": 30, "batch_size": 64, "hidden_dim": 512, "projection_dim": 128, "projection_norm": True}
         | {"ema_momentum": 0.95},
+        "dino": _CIFAR10_SMALL
+        | _PLAIN_SGD
+        | {"epochs": 30, "batch_size": 64, "views": 2, "local_views": 4, "local_size": 16, "crop": (0.3, 1.0)}
+        | {"local_crop": (0.15, 0.5), "jitter": 0.5, "final_weight_decay": 5e-4, "ema_momentum": 0.99}
+        | {"hidden_dim": 512, "bottleneck_dim": 128, "prototypes": 1024, "head_norm": True},
         "supcon": _CIFAR10_SMALL | {"epochs": 20, "batch_size": 64, "lr": 3e-3, "temperature": 0.1, "head_norm": True},
         "tsimcne": _CIFAR10_SMALL
         | {
@@ -150,5 +155,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "simclr": _DIGITS | {"temperature": 0.5},
         "byol": _DIGITS | _PLAIN_SGD | {"hidden_dim": 256, "projection_dim": 64, "ema_momentum": 0.95},
         "simsiam": _DIGITS | _PLAIN_SGD | {"projection_dim": 256, "bottleneck_dim": 64},
+        "dino": _DIGITS
+        | _PLAIN_SGD
+        | {"final_weight_decay": 5e-4, "hidden_dim": 256, "bottleneck_dim": 64, "head_norm": True, "prototypes": 256}
+        | {"ema_momentum": 0.95, "local_views": 2, "local_size": 6, "local_crop": (0.3, 0.7)},
     },
 }
