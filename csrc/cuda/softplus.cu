@@ -1,11 +1,15 @@
 // The sweep of a sum over pairs: the softplus of every logit, its sign turned for positives, and what its derivative sends to
 // the rows. Nothing is normalised over a row or a column, so value and gradients come out of one sweep; what columns receive
 // is the same sweep with the two sets exchanged, which leaves nothing to be added across blocks.
+#include "inputs.h"
 #include "tiles.h"
 #include "weighing.h"
 
 namespace ssl::cuda {
 namespace {
+
+// Where a row's lift begins: the smallest derivatives of float32 then come up to about one.
+constexpr float HIGHEST_LIFT = 0x1p100f;
 
 template <class Cut> struct Sum {
   using O = typename Cut::O;
@@ -15,7 +19,7 @@ template <class Cut> struct Sum {
   Place place;
   Real factor, bias, unit_of_columns;
   Real value = 0, slope = 0;
-  Real row_factor[MT][2];
+  Real row_factor[MT][2], lift[MT][2];
 
   SSL_DEVICE Sum(const Softplus& call, Place place) : call(call), place(place) {
     const Matrix& m = call.matrix;
@@ -23,11 +27,15 @@ template <class Cut> struct Sum {
     bias = load_number<Real>(call.bias, 0);
     unit_of_columns = unit_of_largest<Real>(m);
     fill_row_factors(row_factor, m, place, factor);
+#pragma unroll
+    for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) lift[mt][h] = HIGHEST_LIFT;
   }
   SSL_DEVICE static ColumnVectors<Real> vectors(const Softplus&) { return {}; }
 
   template <int OUT, class Pairs>
-  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>&, const Real*, int first, const Pairs& pairs) {
+  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>& out, const Real*, int first, const Pairs& pairs) {
     const bool special = pairs.special();
     const float* const factors = call.matrix.y.factors;
 #pragma unroll
@@ -51,8 +59,38 @@ template <class Cut> struct Sum {
             if (outside) g = added = 0;
             value += added;
             slope += g;
-            entry = g * (Real(LIFT) * f_j * unit_of_columns);
+            entry = g * (f_j * unit_of_columns);
           }
+      }
+    if constexpr (Cut::BD > 0) lift_rows(s, out);
+  }
+
+  // Derivatives of a trained model are tiny, and float16 holds their digits only if a row's are brought up to its range. The power
+  // of two that does it comes down when a larger one turns up, and takes along what is summed already.
+  template <int OUT> SSL_DEVICE void lift_rows(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>& out) {
+#pragma unroll
+    for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        Real highest = 0;
+#pragma unroll
+        for (int n = 0; n < BN / 8; ++n)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) highest = larger(highest, absolute(s.at[mt][n][2 * h + c]));
+        highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
+        highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+        if (highest * lift[mt][h] > Real(LIFT)) {
+          const Real lower = Real(LIFT / 2) / Real(power_of_two_below(float(highest))), keep = lower / lift[mt][h];
+          lift[mt][h] = lower;
+#pragma unroll
+          for (int n = 0; n < OUT / 8; ++n)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) out.at[mt][n][2 * h + c] *= keep;
+        }
+#pragma unroll
+        for (int n = 0; n < BN / 8; ++n)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) s.at[mt][n][2 * h + c] *= lift[mt][h];
       }
   }
 
@@ -62,7 +100,7 @@ template <class Cut> struct Sum {
 #pragma unroll
       for (int n = 0; n < OUT / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) out.at[mt][n][e] *= 1 / Real(LIFT);
+        for (int e = 0; e < 4; ++e) out.at[mt][n][e] *= 1 / lift[mt][e / 2];
   }
 
   // The block's part: lanes, then warps, in their order.

@@ -21,9 +21,11 @@ from ssl_kernels.backends.triton_kernels.logits import (
     weigh_rows,
 )
 from ssl_kernels.backends.triton_kernels.pairs import first_distance, inside, is_special, negatives, next_distance
+from ssl_kernels.backends.triton_kernels.rows import power_of_two_below
 
-# Derivatives lie in [-1, 1] and multiply rows as float16: times 2^15, so that those down to 2^-39 still count.
-LIFT = tl.constexpr(32768.0)
+# Derivatives multiply rows as float16. Those of a trained model are tiny, so each row's are brought up to 2^15 at most by
+# a power of two, which comes down from 2^100 when a larger one turns up: those down to 2^-39 of the largest still count.
+LIFT, HIGHEST_LIFT = tl.constexpr(32768.0), tl.constexpr(2.0**100)
 
 
 @triton.jit
@@ -43,6 +45,13 @@ def log1p(e):
         p = p * e + 0.33329957723617554
         p = p * e - 0.4999990165233612
         return (p * e + 1.0) * e
+
+
+@triton.jit
+def lower_lift(lift, g):
+    """``lift``, or the power of two that brings the largest of each row of ``g`` into ``[LIFT / 2, LIFT)``."""
+    highest = tl.max(tl.abs(g), 1).to(tl.float32)
+    return tl.where(highest * lift > LIFT, (LIFT / 2) / power_of_two_below(highest), lift)
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "step", "span"])
@@ -71,6 +80,7 @@ def sweep(
     if received is not None:
         d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
         result = tl.zeros([BLOCK_M, BLOCK_D], DTYPE)
+        lift = tl.full([BLOCK_M], HIGHEST_LIFT, tl.float32)
     start = tl.program_id(1) * span
     distance = first_distance(first_row, start, rows, step, BLOCK_N, False)
     for first_column in tl.range(start, tl.minimum(start + span, columns), BLOCK_N, num_stages=STAGES):
@@ -93,10 +103,14 @@ def sweep(
             g = tl.where(negatives(i, j, rows, columns, step, False), g, -g)
         if received is not None:
             slope += tl.sum(g, 1)
-            g = g * (LIFT * relative_f_j)
+            g = g * relative_f_j
+            lower = lower_lift(lift, g)
+            result = result * (lower / lift)[:, None]
+            lift = lower
+            g = g * lift[:, None]
             result = weigh_rows(g, k, k_low, y_units, low_offset, j, d, result, WIDTH, BLOCK_K, PIECES)
     if received is not None:
-        store_result(received, result * (1.0 / LIFT), tl.program_id(1), i, d, padded, WIDTH, BLOCK_D)
+        store_result(received, result * (1.0 / lift)[:, None], tl.program_id(1), i, d, padded, WIDTH, BLOCK_D)
     if sums is not None and tl.program_id(2) == 0:
         at = sums + (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1))
         tl.store(at, tl.sum(value, 0))

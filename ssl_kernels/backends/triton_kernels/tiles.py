@@ -95,6 +95,8 @@ EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
     (8, "forward", SPLIT, 128): Tile(64, 64, None, None, 2, 8),
     (8, "cross", HALF, 128): Tile(64, 64, None, None, 3, 4),
     (8, "cross", SPLIT, 128): Tile(128, 64, 32, None, 3, 8),
+    (8, "softplus", HALF, 128): Tile(64, 32, None, None, 2, 4),
+    (8, "softplus", HALF, math.inf): Tile(64, 64, 64, 256, 2, 8),
     (8, "softplus", SPLIT, 128): Tile(64, 64, 64, 128, 2, 8),
     (9, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),  # 132 KiB: whole rows, no tile computed twice
     (10, "backward", HALF, 512): Tile(64, 32, None, None, 2, 8),
@@ -110,6 +112,7 @@ EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
     (10, "backward", SPLIT, 128): Tile(64, 32, None, None, 2, 8),
     (10, "attend", HALF, 256): Tile(64, 64, 64, 256, 3, 8),
     (10, "attend", DOUBLE, math.inf): Tile(32, 32, 16, 32, 2, 4),
+    (10, "softplus", SPLIT, math.inf): Tile(64, 32, 64, 128, 2, 8),
     (10, "softplus", DOUBLE, math.inf): Tile(32, 32, 16, 32, 2, 4),
 }
 
