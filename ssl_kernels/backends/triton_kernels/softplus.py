@@ -23,8 +23,9 @@ from ssl_kernels.backends.triton_kernels.logits import (
 from ssl_kernels.backends.triton_kernels.pairs import first_distance, inside, is_special, negatives, next_distance
 from ssl_kernels.backends.triton_kernels.rows import power_of_two_below
 
-# Derivatives multiply rows as float16. Those of a trained model are tiny, so each row's are brought up to 2^15 at most by
-# a power of two, which comes down from 2^100 when a larger one turns up: those down to 2^-39 of the largest still count.
+# Derivatives multiply rows as float16. Those of a trained model are tiny, so each row's are brought up to 2^15 at most
+# by a power of two, which comes down from 2^100 when a larger one turns up: those down to 2^-39 of the largest still
+# count.
 LIFT, HIGHEST_LIFT = tl.constexpr(32768.0), tl.constexpr(2.0**100)
 
 
