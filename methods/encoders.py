@@ -138,10 +138,11 @@ def _timm(name: str, channels: int, image_size: int) -> nn.Module:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"encoder: expected a name timm knows, got {name!r} (near: {close})")
+    more = {}
     if name in timm.list_models(module="vision_transformer"):
-        sizes = {"img_size": image_size, "dynamic_img_size": True}
-        return TimmViT(timm.create_model(name, num_classes=0, in_chans=channels, **sizes))
-    return timm.create_model(name, num_classes=0, in_chans=channels)
+        more = {"img_size": image_size, "dynamic_img_size": True}  # the views have other sizes
+    made = timm.create_model(name, num_classes=0, in_chans=channels, **more)
+    return TimmViT(made) if more and made.has_class_token else made
 
 
 def _torchvision(name: str, channels: int) -> nn.Module:

@@ -19,6 +19,25 @@ _CIFAR10_SMALL: dict[str, Any] = {
     "crop": (0.25, 1.0),
     "jitter": 0.35,
 }
+# The same for a transformer, which wants AdamW and learns slowly from so few images
+_CIFAR10_SMALL_VIT: dict[str, Any] = _CIFAR10_SMALL | {
+    "epochs": 10,
+    "encoder": "vit",
+    "width": 16,
+    "batch_size": 64,
+    "lr": 1e-3,
+    "views": 2,
+    "local_views": 4,
+    "local_size": 12,
+    "crop": (0.3, 1.0),
+    "local_crop": (0.15, 0.5),
+    "jitter": 0.5,
+    "ema_momentum": 0.99,
+    "hidden_dim": 512,
+    "bottleneck_dim": 128,
+    "prototypes": 1024,
+    "head_norm": True,
+}
 # scikit-learn's 8x8 digits, half a minute on two cores: shifts and turns, no mirror images, no colours
 _DIGITS: dict[str, Any] = {
     "data": "digits",
@@ -125,6 +144,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "fine_tune_lr": 0.2,
         },
     },
+    "cifar10-small-vit": {"dino": _CIFAR10_SMALL_VIT, "dinov2": _CIFAR10_SMALL_VIT},
     "cifar10-resnet18": {
         "simclr": _CIFAR10 | {"lr": 0.24, "temperature": 0.2},
         "moco": _CIFAR10

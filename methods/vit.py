@@ -65,12 +65,11 @@ class ViT(nn.Module):
         side = image_size // patch_size
         self.patches = nn.Conv2d(channels, dim, patch_size, patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.class_position = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.zeros(1, dim, side, side))
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
         self.apply(keep_scale)
-        for w in (self.class_token, self.class_position, self.positions):
+        for w in (self.class_token, self.positions):
             nn.init.trunc_normal_(w, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,12 +99,12 @@ class ViT(nn.Module):
         positions = self.positions
         if side != positions.shape[-1]:
             positions = F.interpolate(positions, (side, side), mode="bicubic", align_corners=False)
-        first = (self.class_token + self.class_position).expand(len(x), -1, -1)
+        first = self.class_token.expand(len(x), -1, -1)
         return torch.cat([first.to(x.dtype), x + positions.flatten(2).mT.to(x.dtype)], dim=1)
 
 
 class TimmViT(nn.Module):
-    """A transformer of timm's ``VisionTransformer``, with what ours can do beside ``forward``."""
+    """A ``VisionTransformer`` of timm's with a class token, and what ours can do beside ``forward``."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -116,8 +115,7 @@ class TimmViT(nn.Module):
 
     def tokens(self, images: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         m = self.model
-        x = m.blocks(self._embedded(images, mask, mask_token))
-        x = m.norm(x)
+        x = m.norm(m.blocks(self._embedded(images, mask, mask_token)))
         return torch.cat([x[:, :1], x[:, m.num_prefix_tokens :]], dim=1)  # without the registers
 
     def attention(self, images: Tensor) -> Tensor:
