@@ -28,4 +28,6 @@ def test_the_monitor_shows_the_collapse(name: str, settings_of: Callable, npz: P
     spread = {missing: values["uniformity"] for missing, values in results.items()}
     assert spread["nothing"] < -0.5 < -0.2 < min(spread["stop_gradient"], spread["predictor"]), spread
     assert results["stop_gradient"]["feature_std"] < 0.1
+    rank = {missing: values["effective_rank"] for missing, values in results.items()}
+    assert rank["nothing"] > 1.5 > 1.2 > max(rank["stop_gradient"], rank["predictor"]), rank
     assert "the embeddings collapse" in capsys.readouterr().out
