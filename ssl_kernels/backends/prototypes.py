@@ -24,25 +24,43 @@ def wide(t: Tensor) -> Tensor:
 
 
 class Blocks:
-    """Blocks of prototypes, and of logits ``x @ prototypes.T`` in the same memory for all."""
+    """Blocks of prototypes, and of logits ``x @ prototypes.T`` in the same memory for all.
 
-    def __init__(self, *x: Tensor, of: int) -> None:
+    With ``room``, which will be the prototypes' gradient and until then has place for all logits of a block where the
+    block is, they are kept there too.
+    """
+
+    def __init__(self, *x: Tensor, of: int, room: Tensor | None = None) -> None:
         device, rows = x[0].device.type, sum(len(t) for t in x)
         kind = device if device in BLOCK else "cpu"
         self.size = min(of, max(LEAST, min(MOST[kind], BLOCK[kind] // rows // LEAST * LEAST)))
         self.of = of
         self.memory = [t.new_empty(len(t) * self.size) for t in x]
         self.x = x
+        self.room = room
 
     def __iter__(self) -> Iterator[slice]:
         for first in range(0, self.of, self.size):
             yield slice(first, min(first + self.size, self.of))
 
-    def logits(self, k: int, prototypes: Tensor) -> Tensor:
+    def logits(self, k: int, at: slice, prototypes: Tensor) -> Tensor:
         """Of the ``k``-th rows with a block of prototypes; what was there before is overwritten."""
-        x = self.x[k]
-        s = self.memory[k][: len(x) * len(prototypes)].view(len(x), -1)
-        return torch.mm(x, wide(prototypes).T, out=s)
+        s = self._memory(k, at)
+        if self.room is None:
+            return torch.mm(self.x[k], wide(prototypes[at]).T, out=s)
+        return s.copy_(torch.mm(self.x[k], wide(prototypes[at]).T, out=self.kept(k, at)))
+
+    def logits_again(self, k: int, at: slice, prototypes: Tensor) -> Tensor:
+        """The same from a second sweep: those that were kept, if they were."""
+        return self.logits(k, at, prototypes) if self.room is None else self._memory(k, at).copy_(self.kept(k, at))
+
+    def kept(self, k: int, at: slice) -> Tensor:
+        assert self.room is not None
+        first, size = sum(map(len, self.x[:k])), at.stop - at.start
+        return self.room[at].view(-1)[first * size :][: len(self.x[k]) * size].view(-1, size)
+
+    def _memory(self, k: int, at: slice) -> Tensor:
+        return self.memory[k][: len(self.x[k]) * (at.stop - at.start)].view(len(self.x[k]), -1)
 
 
 class Sums:
@@ -69,15 +87,15 @@ class Sums:
 
 
 def prototype_cross_entropy(
-    student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same
+    student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same, room=None
 ):
     x, t = wide(student), wide(teacher)
     sums, teacher_sums = Sums(x, student_temp), Sums(t, teacher_temp)
     students, teachers = len(x) // batch, len(t) // batch
     along = x.new_zeros(batch, students, teachers)  # sum_k of the teacher's exponentials times the student's logits
-    blocks = Blocks(x, t, of=len(prototypes))
+    blocks = Blocks(x, t, of=len(prototypes), room=room)
     for at in blocks:
-        s, e = blocks.logits(0, prototypes[at]), blocks.logits(1, teacher_prototypes[at])
+        s, e = blocks.logits(0, at, prototypes), blocks.logits(1, at, teacher_prototypes)
         if center is not None:
             e.view(len(center), -1, e.shape[1]).sub_(center[:, None, at])
         keep = teacher_sums.add(e)
@@ -96,17 +114,19 @@ def prototype_cross_entropy(
 def prototype_cross_entropy_backward(
     gradient: Callable[..., Tensor],
     dvalue, student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same,
-    kept, want_student, want_prototypes,
+    kept, want_student, want_prototypes, room=None,
 ) -> Any:  # fmt: skip
     """``gradient(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept)`` is that of the logits ``s``,
-    which it may overwrite."""
+    which it may overwrite. ``room``: as the forward sweep left it; it becomes the prototypes' gradient."""
     x, t = wide(student), wide(teacher)
     dx = torch.zeros_like(x) if want_student else student.new_empty(0)
-    dprototypes = torch.empty_like(prototypes) if want_prototypes else prototypes.new_empty(0)
-    blocks = Blocks(x, t, of=len(prototypes))
+    dprototypes = room
+    if room is None:
+        dprototypes = torch.empty_like(prototypes) if want_prototypes else prototypes.new_empty(0)
+    blocks = Blocks(x, t, of=len(prototypes), room=room)
     for at in blocks:
         w, c = wide(prototypes[at]), None if center is None else center[:, at]
-        s, others = blocks.logits(0, w), blocks.logits(1, teacher_prototypes[at])
+        s, others = blocks.logits_again(0, at, prototypes), blocks.logits_again(1, at, teacher_prototypes)
         ds = gradient(dvalue, s, others, c, batch, student_temp, teacher_temp, same, kept)
         if want_student:
             dx.addmm_(ds, w)
@@ -122,7 +142,7 @@ def prototype_lse(x, prototypes, bias, multiplier, dim):
     sums, parts = Sums(x, 1.0), []
     blocks = Blocks(x, of=len(prototypes))
     for at in blocks:
-        s = blocks.logits(0, prototypes[at])
+        s = blocks.logits(0, at, prototypes)
         if dim == 1:
             sums.add(s if bias is None else s.add_(bias[at]))
         else:

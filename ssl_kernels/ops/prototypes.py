@@ -31,8 +31,9 @@ def prototype_cross_entropy(
 ) -> Tensor:
     r""":func:`view_cross_entropy` of logits ``student @ prototypes.T`` and ``teacher @ teacher_prototypes.T``.
 
-    Neither is stored, nor anything else of their size, forward or backward. ``student`` and ``prototypes`` get
-    gradients, the teacher is a constant.
+    Neither is stored, nor anything else of their size, forward or backward; but where the memory of the prototypes'
+    gradient has room for them (no more rows than D, one dtype), it holds them until then. ``student`` and
+    ``prototypes`` get gradients, the teacher is a constant.
 
     Args:
         student: ``[V * B, D]``, a view below the other, float32/64, bfloat16 or float16.
@@ -151,16 +152,30 @@ def _lse_fake(x, prototypes, bias, multiplier, dim, backend):
 
 # -------------------------------------------------------------------------------------------------- implementation
 def _implementation(
-    student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same, backend
+    student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same, backend, **room
 ):
     given = student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same
     _check(*given)
-    return backends.operation(backend, student.device, "prototype_cross_entropy")(*given)
+    return backends.operation(backend, student.device, "prototype_cross_entropy")(*given, **room)
 
 
-def _backward_implementation(dvalue, student, *rest):
+def _backward_implementation(dvalue, student, *rest, **room):
     *given, backend = rest
-    return backends.operation(backend, student.device, "prototype_cross_entropy_backward")(dvalue, student, *given)
+    run = backends.operation(backend, student.device, "prototype_cross_entropy_backward")
+    return run(dvalue, student, *given, **room)
+
+
+def _room(student, teacher, prototypes, backend) -> dict[str, Tensor]:
+    """Memory for the prototypes' gradient, allocated by the forward sweep already where it holds all logits until then.
+
+    With as few rows as that, products are nearly all there is to the loss, and these need not be computed twice.
+    """
+    fits = student.shape[0] + teacher.shape[0] <= prototypes.shape[1]
+    if not fits or prototypes.dtype != accumulate_dtype(student.dtype):
+        return {}
+    if backends.resolve(backend, student.device, "prototype_cross_entropy").__name__.endswith(".reference"):
+        return {}  # it stores everything anyway
+    return {"room": torch.empty_like(prototypes, memory_format=torch.contiguous_format)}
 
 
 def _lse_implementation(x, prototypes, bias, multiplier, dim, backend):
@@ -173,8 +188,11 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, teacher, prototypes, teacher_prototypes, center, *rest):
         given = student, teacher, prototypes, teacher_prototypes, center
+        ctx.room = {}
         if plain(given[:4]):
-            results = _implementation(*given, *rest)
+            _check(*given, *rest[:-1])
+            ctx.room = _room(student, teacher, prototypes, rest[-1]) if ctx.needs_input_grad[2] else {}
+            results = _implementation(*given, *rest, **ctx.room)
         else:
             with below_autograd():
                 results = torch.ops.ssl_kernels.prototype_cross_entropy(*given, *rest)
@@ -186,14 +204,15 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dvalue, _):
         want = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        dstudent, dprototypes = once(_backward_op, (*ctx.rest, want), dvalue, *ctx.saved_tensors)
+        room, ctx.room = ctx.room, {}  # used up: a second time through the same graph does without
+        dstudent, dprototypes = once(_backward_op, (*ctx.rest, want), room, dvalue, *ctx.saved_tensors)
         return dstudent if want[0] else None, None, dprototypes if want[1] else None, *(None,) * 7
 
 
-def _backward_op(rest, dvalue, *saved):
+def _backward_op(rest, room, dvalue, *saved):
     *numbers, backend, want = rest
     run = _backward_implementation if plain(saved[:4]) else torch.ops.ssl_kernels.prototype_cross_entropy_backward
-    return run(dvalue, *saved[:5], *numbers, *saved[5:], *want, backend)
+    return run(dvalue, *saved[:5], *numbers, *saved[5:], *want, backend, **(room if plain(saved[:4]) else {}))
 
 
 def _autograd(*given):

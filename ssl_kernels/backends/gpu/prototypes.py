@@ -12,10 +12,10 @@ from ssl_kernels.backends.prototypes import prototype_cross_entropy, prototype_l
 __all__ = ["prototype_cross_entropy", "prototype_cross_entropy_backward", "prototype_lse"]
 
 
-def prototype_cross_entropy_backward(view_cross_entropy_backward: Callable[..., tuple], dvalue: Tensor, *call):
+def prototype_cross_entropy_backward(view_cross_entropy_backward: Callable[..., tuple], dvalue: Tensor, *call, **room):
     """With the ``view_cross_entropy_backward`` of a backend."""
 
     def gradient(dvalue, s, t, *rest) -> Tensor:
         return view_cross_entropy_backward(dvalue, [s], [t], *rest, True, False)[0][0]
 
-    return prototypes.prototype_cross_entropy_backward(gradient, dvalue, *call)
+    return prototypes.prototype_cross_entropy_backward(gradient, dvalue, *call, **room)
