@@ -99,11 +99,11 @@ _SMALL_VIT = (
 # 3,600 drawings with captions of a few words, on two cores: a small transformer that begins as a bag of words, and
 # words dropped so that captions are not learned by heart
 _PAIRS_SMALL: dict[str, Any] = {
-    "image_size": 48,
-    "view_size": 40,
-    "crop": (0.5, 1.0),
+    "image_size": 64,
+    "view_size": 48,
+    "crop": (0.4, 1.0),
     "encoder": "small",
-    "epochs": 40,
+    "epochs": 30,
     "batch_size": 128,
     "weight_decay": 0.1,
     "projection_dim": 128,
