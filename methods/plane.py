@@ -11,11 +11,10 @@ from methods import pictures
 from methods.data import Data, Split
 from methods.evaluate import accuracy, features_of
 
-NEIGHBOURS = 15  # the paper's
 TRAIN, TEST = 5000, 2000  # t-SNE of more takes many minutes
 
 
-def plane_scores(points: Tensor, bank: Tensor, labels: Tensor, classes: int, k: int = NEIGHBOURS) -> Tensor:
+def plane_scores(points: Tensor, bank: Tensor, labels: Tensor, classes: int, k: int) -> Tensor:
     """Votes of the ``k`` nearest of ``bank``, by distance, for each class, ``[N, classes]``."""
     k = min(k, len(bank))
     nearest = torch.cat([torch.cdist(part, bank).topk(k, largest=False).indices for part in points.split(1024)])
@@ -27,11 +26,13 @@ def measure_plane(method: nn.Module, data: Data, folder: Path | None) -> dict[st
     """kNN accuracy in the plane; with a folder, that of t-SNE of the features too, and ``plane.png`` with both maps.
 
     Args:
-        method: its ``embed(images)`` are points in the plane, its ``encoder`` gives the features.
+        method: its ``embed(images)`` are points in the plane, its ``encoder`` gives the features, and as many
+            neighbours vote as ``config.knn_k`` says, as elsewhere.
     """
     device = next(method.parameters()).device
     bank, points = (features_of(method, part.images, device, method.embed).cpu() for part in (data.train, data.test))
-    values = _knn("knn_2d", points, bank, data.train, data.test, data)
+    k = method.config.knn_k
+    values = _knn("knn_2d", points, bank, data.train, data.test, data, k)
     if folder is None:
         return values
     train, test = _spread(data.train, TRAIN), _spread(data.test, TEST)
@@ -39,17 +40,17 @@ def measure_plane(method: nn.Module, data: Data, folder: Path | None) -> dict[st
     features = [features_of(method.encoder, part.images, device) for part in (train, test)]
     both = pictures.tsne(torch.cat(features))  # of a map by t-SNE there is no map of new images
     if both is not None:
-        of_tsne = _knn("knn_2d_of_tsne", both[len(train) :], both[: len(train)], train, test, data)
+        of_tsne = _knn("knn_2d_of_tsne", both[len(train) :], both[: len(train)], train, test, data, k)
         maps[_titled("t-SNE of the features", of_tsne)] = both[len(train) :]
         values |= of_tsne
     pictures.maps(folder / "plane.png", maps, test.labels, data.classes)
     return values
 
 
-def _knn(name: str, points: Tensor, bank: Tensor, train: Split, test: Split, data: Data) -> dict[str, float]:
+def _knn(name: str, points: Tensor, bank: Tensor, train: Split, test: Split, data: Data, k: int) -> dict[str, float]:
     if not data.labelled:
         return {}
-    return {name: accuracy(plane_scores(points, bank, train.labels, len(data.classes)), test.labels)}
+    return {name: accuracy(plane_scores(points, bank, train.labels, len(data.classes), k), test.labels)}
 
 
 def _spread(split: Split, count: int) -> Split:
