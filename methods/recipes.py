@@ -19,7 +19,7 @@ _CIFAR10_SMALL: dict[str, Any] = {
     "crop": (0.25, 1.0),
     "jitter": 0.35,
 }
-# The same for a transformer, which wants AdamW and learns slowly from so few images
+# The same images for a small transformer, with the weight decay that its papers have
 _CIFAR10_SMALL_VIT: dict[str, Any] = _CIFAR10_SMALL | {
     "epochs": 10,
     "encoder": "vit",
