@@ -49,23 +49,27 @@ template <class T, class Format> class ViewsOfSample {
   // f(k, read, last) for every vector of a row; read(pointer) are its elements, and last how many if not all.
   template <class F> SSL_INLINE void vectors(int64_t begin, int64_t end, F&& f) const {
     int64_t k = begin;
-    for (; k + L <= end; k += L)
-      f(k, [](const Element* x) __attribute__((always_inline)) { return read_elements<T, Format>(x); }, 0);
+    for (; k + L <= end; k += L) f(k, Whole(), 0);
     if (const int64_t rest = end - k; rest > 0)
       f(k, [rest](const Element* x) __attribute__((always_inline)) { return read_last<T, Format>(x, rest); }, rest);
   }
+  struct Whole {
+    SSL_INLINE V operator()(const Element* x) const { return read_elements<T, Format>(x); }
+  };
   static SSL_INLINE V without_tail(V v, int64_t last, T fill) {
     for (int64_t k = last; last && k < L; ++k) v[k] = fill;
     return v;
   }
 
   template <class Logit> T largest(Logit&& logit) const {
-    V most[4];
-    for (V& m : most) m = splat<T>(-std::numeric_limits<T>::infinity());
-    int64_t turn = 0;
-    vectors(0, c_.width, [&](int64_t k, auto read, int64_t last) __attribute__((always_inline)) {
-      V& m = most[turn++ & 3];
-      m = larger(without_tail(logit(k, read), last, -std::numeric_limits<T>::infinity()), m);
+    constexpr T lowest = -std::numeric_limits<T>::infinity();
+    V most[4];  // one would wait for itself
+    for (V& m : most) m = splat<T>(lowest);
+    int64_t k = 0;
+    for (; k + 4 * L <= c_.width; k += 4 * L)
+      for (int64_t u = 0; u < 4; ++u) most[u] = larger(logit(k + u * L, Whole()), most[u]);
+    vectors(k, c_.width, [&](int64_t k, auto read, int64_t last) __attribute__((always_inline)) {
+      most[0] = larger(without_tail(logit(k, read), last, lowest), most[0]);
     });
     V m = larger(larger(most[0], most[1]), larger(most[2], most[3]));
     T result = m[0];
