@@ -131,9 +131,13 @@ def test_views_all_equal_have_the_entropy_as_their_loss_and_no_gradient(place):
     assert got["f"].abs().max() < 1e-6
 
 
-def test_logits_far_apart_are_as_exact_as_eager(place):
-    """Temperatures of 0.01: logits of hundreds, probabilities of zero and one."""
-    f, g = (draw(n, 4, 300, seed=n, dtype=torch.float32, scale=3.0).to(place.device) for n in (3, 2))
+@pytest.mark.parametrize("k", [300, 3000])
+@pytest.mark.parametrize("hidden", [0, 200, 1500])
+def test_logits_far_apart_are_as_exact_as_eager(place, k, hidden):
+    """Temperatures of 0.01: logits of hundreds, probabilities of zero and one; the largest logits not the first."""
+    f, g = (draw(n, 4, k, seed=n, dtype=torch.float32, scale=3.0).to(place.device) for n in (3, 2))
+    g[:, :, : hidden if hidden < k else 0] = -torch.inf
+    f[:, 1:, -1] += 100
     got = evaluate(lambda f: dino_loss(f, g, 0.01, 0.01, backend=place.backend), {"f": f})
     exact = evaluate(lambda f: dino_loss(f, g.double(), 0.01, 0.01, backend="reference"), {"f": f.double()})
     assert relative_error(got.loss, exact.loss) < 1e-6 and relative_error(got["f"], exact["f"]) < 1e-5
