@@ -125,9 +125,9 @@ def shapes(spec: LossSpec) -> list[tuple[int, int]]:
 
 
 def temperatures(spec: LossSpec) -> tuple[float, ...]:
-    """Those a loss is tried at; a loss that has none gets a one, which nobody reads."""
+    """Those a loss is tried at; a loss that has none gets its own, or a one, which only the judge reads."""
     if not {"temperature", "logit_scale"} & set(spec.parameters):
-        return (1.0,)
+        return spec.temperatures or (1.0,)
     return spec.temperatures or TEMPERATURES
 
 

@@ -260,6 +260,7 @@ def _trained(n: int, d: int, **tensor: Any) -> dict[str, Any]:
 
 SPEC = LossSpec(
     name="dino",
+    temperatures=(0.1,),  # the student's, unless told otherwise
     fused=dino_loss,
     reference=dino_reference,
     module=DINOLoss,

@@ -237,6 +237,7 @@ def _trained(n: int, d: int, **tensor: Any) -> dict[str, Any]:
 
 SPEC = LossSpec(
     name="fused_dino_head",
+    temperatures=(0.1,),  # the student's, unless told otherwise
     fused=fused_dino_head_loss,
     reference=fused_dino_head_reference,
     module=FusedDINOHeadLoss,

@@ -178,6 +178,7 @@ def _trained(n: int, d: int, **tensor: Any) -> dict[str, Any]:
 
 SPEC = LossSpec(
     name="ibot_patch",
+    temperatures=(0.1,),  # the student's, unless told otherwise
     fused=ibot_patch_loss,
     reference=ibot_patch_reference,
     module=IBOTPatchLoss,

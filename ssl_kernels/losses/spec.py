@@ -25,7 +25,8 @@ class LossSpec:
         parameters: which of the inputs may be 0-d tensors with a gradient. ``temperature``, or ``logit_scale``, its
             inverse, takes every value of the tests' table; others keep what ``inputs`` gave them.
         trained: ``trained(n, d, ...)`` draws inputs as a trained model makes them (positives aligned).
-        temperatures: where the loss is not defined for every temperature but zero: those to try.
+        temperatures: where the loss is not defined for every temperature but zero: those to try. Where it has none to
+            learn: what it divides its logits by.
         smallest: the fewest samples it is defined for.
         narrowest: the least width at which its gradient is more than rounding.
         largest: the most ``n * n * d`` to try, where the reference stores more than a matrix.
