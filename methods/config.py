@@ -146,6 +146,16 @@ class Config:
         return json.loads(json.dumps(asdict(self), default=str))
 
 
+def check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a probability, got {value}")
+
+
+def check_shares(name: str, value: tuple[float, float]) -> None:
+    if not 0 < value[0] <= value[1] <= 1:
+        raise ValueError(f"{name}: expected 0 < smallest <= largest <= 1, got {value}")
+
+
 def check(config: Config, processes: int) -> None:
     """Raises ValueError for settings that no run can have, naming the argument, what came and what was expected."""
     counts = (
@@ -168,11 +178,9 @@ def check(config: Config, processes: int) -> None:
         if value is not None and not value >= 0:
             raise ValueError(f"{name}: expected a number >= 0, got {value}")
     for name in ("flip", "grey", "blur", "second_blur", "solarize"):
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a probability, got {value}")
-    if not 0 < config.crop[0] <= config.crop[1] <= 1:
-        raise ValueError(f"crop: expected 0 < smallest <= largest <= 1, got {config.crop}")
+        if getattr(config, name) is not None:
+            check_probability(name, getattr(config, name))
+    check_shares("crop", config.crop)
     if config.views < config.least_views:
         raise ValueError(f"views: expected at least {config.least_views}, got {config.views}")
     if config.view_size is not None and config.view_size < 4:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods.config import check_shares
+
 LEAST = 4  # patches of a rectangle, while so many are left to hide
 LONGEST = 1 / 0.3  # times as long as it is wide
 
@@ -27,8 +29,7 @@ class BlockMasks:
     def __init__(self, views: int, masked: int, ratio: tuple[float, float]) -> None:
         if not 1 <= masked <= views:
             raise ValueError(f"masked_views: expected 1 to {views}, the large views, got {masked}")
-        if not 0 < ratio[0] <= ratio[1] <= 1:
-            raise ValueError(f"mask_ratio: expected 0 < smallest <= largest <= 1, got {ratio}")
+        check_shares("mask_ratio", ratio)
         self.views, self.masked, self.ratio = views, masked, ratio
 
     def __call__(self, seeds: Sequence[int], patches: int) -> Tensor:

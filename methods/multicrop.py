@@ -12,11 +12,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from methods import config
+from methods.config import Config, check_probability, check_shares
 
 
 @dataclass(frozen=True)
-class MultiCrop(config.Config):
+class MultiCrop(Config):
     """Settings of the methods whose ``views`` are joined by local ones."""
 
     local_views: int = 6
@@ -40,10 +40,8 @@ def check_crops(config: MultiCrop) -> None:
         raise ValueError("local_views: expected at least 1 beside a single view, or there is no pair, got 0")
     if config.local_size is not None and config.local_size < 4:
         raise ValueError(f"local_size: expected at least 4 pixels, got {config.local_size}")
-    if not 0 < config.local_crop[0] <= config.local_crop[1] <= 1:
-        raise ValueError(f"local_crop: expected 0 < smallest <= largest <= 1, got {config.local_crop}")
-    if not 0 <= config.local_blur <= 1:
-        raise ValueError(f"local_blur: expected a probability, got {config.local_blur}")
+    check_shares("local_crop", config.local_crop)
+    check_probability("local_blur", config.local_blur)
 
 
 def of_each_view(network: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> list[Tensor]:

@@ -19,16 +19,11 @@ _CIFAR10_SMALL: dict[str, Any] = {
     "crop": (0.25, 1.0),
     "jitter": 0.35,
 }
-# The same images for a small transformer, with the weight decay that its papers have
-_CIFAR10_SMALL_VIT: dict[str, Any] = _CIFAR10_SMALL | {
-    "epochs": 10,
-    "encoder": "vit",
-    "width": 16,
+# The same images for a student and its teacher
+_CIFAR10_SMALL_CROPS: dict[str, Any] = _CIFAR10_SMALL | {
     "batch_size": 64,
-    "lr": 1e-3,
     "views": 2,
     "local_views": 4,
-    "local_size": 12,
     "crop": (0.3, 1.0),
     "local_crop": (0.15, 0.5),
     "jitter": 0.5,
@@ -38,6 +33,8 @@ _CIFAR10_SMALL_VIT: dict[str, Any] = _CIFAR10_SMALL | {
     "prototypes": 1024,
     "head_norm": True,
 }
+# For a small transformer, with the weight decay that its papers have
+_CIFAR10_SMALL_VIT = _CIFAR10_SMALL_CROPS | {"epochs": 10, "encoder": "vit", "width": 16, "lr": 1e-3, "local_size": 12}
 # scikit-learn's 8x8 digits, half a minute on two cores: shifts and turns, no mirror images, no colours
 _DIGITS: dict[str, Any] = {
     "data": "digits",
@@ -128,11 +125,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         | _PLAIN_SGD
         | {"epochs": 30, "batch_size": 64, "hidden_dim": 512, "projection_dim": 128, "projection_norm": True}
         | {"ema_momentum": 0.95},
-        "dino": _CIFAR10_SMALL
-        | _PLAIN_SGD
-        | {"epochs": 30, "batch_size": 64, "views": 2, "local_views": 4, "local_size": 16, "crop": (0.3, 1.0)}
-        | {"local_crop": (0.15, 0.5), "jitter": 0.5, "final_weight_decay": 5e-4, "ema_momentum": 0.99}
-        | {"hidden_dim": 512, "bottleneck_dim": 128, "prototypes": 1024, "head_norm": True},
+        "dino": _CIFAR10_SMALL_CROPS | _PLAIN_SGD | {"epochs": 30, "local_size": 16, "final_weight_decay": 5e-4},
         "supcon": _CIFAR10_SMALL | {"epochs": 20, "batch_size": 64, "lr": 3e-3, "temperature": 0.1, "head_norm": True},
         "tsimcne": _CIFAR10_SMALL
         | {

@@ -13,7 +13,7 @@ def warmup_cosine(step: int, total: int, warmup: int) -> float:
     """
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return cosine(step - warmup, max(1, total - warmup), 1.0, 0.0)
 
 
 def cosine(step: int, total: int, start: float, end: float) -> float:

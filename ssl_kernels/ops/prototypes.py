@@ -151,12 +151,19 @@ def _lse_fake(x, prototypes, bias, multiplier, dim, backend):
 
 
 # -------------------------------------------------------------------------------------------------- implementation
-def _implementation(
-    student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same, backend, **room
-):
-    given = student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same
-    _check(*given)
-    return backends.operation(backend, student.device, "prototype_cross_entropy")(*given, **room)
+def _implementation(student, *rest):
+    *given, backend = rest
+    _check(student, *given)
+    return backends.operation(backend, student.device, "prototype_cross_entropy")(student, *given)
+
+
+def _implementation_in_room(student, teacher, prototypes, *rest):
+    """The same, and the room it took, which the backward sweep of the same backend wants."""
+    *given, backend = rest
+    _check(student, teacher, prototypes, *given)
+    room = _room(student, teacher, prototypes, backend)
+    run = backends.operation(backend, student.device, "prototype_cross_entropy")
+    return run(student, teacher, prototypes, *given, **room), room
 
 
 def _backward_implementation(dvalue, student, *rest, **room):
@@ -189,10 +196,10 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def forward(ctx, student, teacher, prototypes, teacher_prototypes, center, *rest):
         given = student, teacher, prototypes, teacher_prototypes, center
         ctx.room = {}
-        if plain(given[:4]):
-            _check(*given, *rest[:-1])
-            ctx.room = _room(student, teacher, prototypes, rest[-1]) if ctx.needs_input_grad[2] else {}
-            results = _implementation(*given, *rest, **ctx.room)
+        if plain(given[:4]) and ctx.needs_input_grad[2]:
+            results, ctx.room = _implementation_in_room(*given, *rest)
+        elif plain(given[:4]):
+            results = _implementation(*given, *rest)
         else:
             with below_autograd():
                 results = torch.ops.ssl_kernels.prototype_cross_entropy(*given, *rest)
