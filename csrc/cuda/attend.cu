@@ -70,15 +70,11 @@ template <class Cut> struct Attention {
             }
           continue;
         }
-        highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
-        highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+        highest = largest_of_lanes(highest, ROW_LANES);
         const Real above = larger(top[mt][h], highest - Real(LIFT_LOG2 / LOG2E)), keep = exp_fast(top[mt][h] - above);
         top[mt][h] = above;
         total[mt][h] *= keep;
-#pragma unroll
-        for (int n = 0; n < OUT / 8; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) out.at[mt][n][2 * h + c] *= keep;
+        scale_row(out, mt, h, keep);
 #pragma unroll
         for (int n = 0; n < BN / 8; ++n)
 #pragma unroll

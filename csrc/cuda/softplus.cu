@@ -77,15 +77,11 @@ template <class Cut> struct Sum {
         for (int n = 0; n < BN / 8; ++n)
 #pragma unroll
           for (int c = 0; c < 2; ++c) highest = larger(highest, absolute(s.at[mt][n][2 * h + c]));
-        highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
-        highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+        highest = largest_of_lanes(highest, ROW_LANES);
         if (highest * lift[mt][h] > Real(LIFT)) {
-          const Real lower = Real(LIFT / 2) / Real(power_of_two_below(float(highest))), keep = lower / lift[mt][h];
+          const Real lower = Real(LIFT / 2) / Real(power_of_two_below(float(highest)));
+          scale_row(out, mt, h, lower / lift[mt][h]);
           lift[mt][h] = lower;
-#pragma unroll
-          for (int n = 0; n < OUT / 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) out.at[mt][n][2 * h + c] *= keep;
         }
 #pragma unroll
         for (int n = 0; n < BN / 8; ++n)

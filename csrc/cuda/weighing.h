@@ -7,6 +7,7 @@
 #include "logits.h"
 #include "pairs.h"
 #include "tile.h"
+#include "warps.h"
 
 namespace ssl::cuda {
 
@@ -51,6 +52,17 @@ template <class Real, int MT> SSL_DEVICE void fill_row_factors(Real (&to)[MT][2]
 }
 template <class Real> SSL_DEVICE Real unit_of_largest(const Matrix& m) {
   return m.y.largest ? 1 / Real(*m.y.largest) : Real(1);
+}
+
+// The four lanes that share a row of a tile.
+constexpr int ROW_LANES = 4;
+
+// A row's part of what is summed so far, when the unit of its weights becomes another.
+template <class Real, int MT, int OUT> SSL_DEVICE void scale_row(Entries<Real, MT, OUT>& out, int mt, int h, Real by) {
+#pragma unroll
+  for (int n = 0; n < OUT / 8; ++n)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) out.at[mt][n][2 * h + c] *= by;
 }
 
 // Numbers that come along with each column's rows, where a rule wants any: `count` of them, each `step` behind the last.
