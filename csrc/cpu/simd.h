@@ -56,6 +56,14 @@ template <class T, int Step = lanes<T> / 2> SSL_INLINE T sum_lanes(Vec<T> v) {
     return v[0];
 }
 
+template <class T, int Step = lanes<T> / 2> SSL_INLINE T largest_lane(Vec<T> v) {
+  v = larger(v, exchange<T, Step>(v, std::make_integer_sequence<int, lanes<T>>{}));
+  if constexpr (Step > 1)
+    return largest_lane<T, Step / 2>(v);
+  else
+    return v[0];
+}
+
 // Lanes with bit `Step` of the lane number clear from a, set from b, exchanged for the other of the pair.
 template <class T, int Step, bool High, int... K>
 SSL_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, K...>) {

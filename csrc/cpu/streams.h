@@ -15,7 +15,7 @@ struct Streams {
   // rows [begin, end) of x and y
   void (*cosine)(const CosineCall&, int64_t begin, int64_t end);
   void (*cosine_backward)(const CosineBackwardCall&, int64_t begin, int64_t end);
-  // all views of sample b; scratch: a row of `padded` elements a teacher, and one more
+  // all views of sample b; scratch: a row of `padded` elements a teacher, two more, and a number for each piece of them
   void (*views)(const ViewsCall&, int64_t b, void* scratch, int64_t padded);
 };
 

@@ -28,8 +28,11 @@ struct ViewsCall {
   const void* dvalue;     // [batch]
   void* const* dstudent;
   void* const* dteacher;  // of probabilities alone
-  bool past_caches;       // the student's gradient is larger than what any cache holds until it is read
+  bool past_caches;       // the student's gradient is larger than an L2 cache, and is not read at once
 };
 void view_cross_entropy(const ViewsCall& call);
+
+// Of scratch memory there are as many numbers beside a row as it has pieces; no instruction set has smaller ones.
+constexpr int64_t views_piece = 128;
 
 }  // namespace ssl
