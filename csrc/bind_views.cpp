@@ -25,17 +25,16 @@ void bind_views(py::module_& m) {
       "view_cross_entropy",
       [](const Shape& shape, const Rule& rule, const Tensors& student, const Tensors& teacher,
          std::pair<Address, int64_t> center, Address top, Address share, Address value, Address dvalue,
-         const Tensors& dstudent, const Tensors& dteacher, int threads) {
+         const Tensors& dstudent, const Tensors& dteacher, bool read_next, int threads) {
         const auto& [batch, students, teachers, width, dtype] = shape;
         const auto& [student_scale, teacher_scale, same] = rule;
         py::gil_scoped_release release;
         const int64_t bytes = dtype == 1 ? 8 : dtype == 0 ? 4 : 2;
         const auto s = rows_of(student, bytes), t = rows_of(teacher, bytes), ds = rows_of(dstudent, bytes),
                    dt = rows_of(dteacher, bytes);
-        // More than an L2 holds goes to memory without being read from there first, which at 4 MiB is a quarter of a call;
-        // not where it takes the place of the logits, which are read at once by a product.
+        // More than an L2 holds goes to memory without being read from there first, which at 4 MiB is a quarter of a call
         constexpr int64_t kept_in_caches = int64_t(2) << 20;
-        const bool past_caches = ds != s && batch * students * width * bytes > kept_in_caches;
+        const bool past_caches = !read_next && batch * students * width * bytes > kept_in_caches;
         view_cross_entropy({batch, students, teachers, width, DType(dtype), s.data(), t.data(),
                             pointer<void>(center.first), center.second, student_scale, teacher_scale, same, threads,
                             pointer<void>(top), pointer<void>(share), pointer<void>(value), pointer<void>(dvalue),

@@ -180,9 +180,8 @@ def _room(student, teacher, prototypes, backend) -> dict[str, Tensor]:
     fits = student.shape[0] + teacher.shape[0] <= prototypes.shape[1]
     if not fits or prototypes.dtype != accumulate_dtype(student.dtype):
         return {}
-    if backends.resolve(backend, student.device, "prototype_cross_entropy").__name__.endswith(".reference"):
-        return {}  # it stores everything anyway
-    return {"room": torch.empty_like(prototypes, memory_format=torch.contiguous_format)}
+    serve = backends.resolve(backend, student.device, "prototype_cross_entropy")
+    return {"room": serve.prototype_room(prototypes)} if hasattr(serve, "prototype_room") else {}
 
 
 def _lse_implementation(x, prototypes, bias, multiplier, dim, backend):

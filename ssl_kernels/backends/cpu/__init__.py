@@ -9,7 +9,12 @@ from ssl_kernels.backends.cpu.biased import biased_lse
 from ssl_kernels.backends.cpu.distances import nearest, student_lse, student_lse_backward
 from ssl_kernels.backends.cpu.native import why_not
 from ssl_kernels.backends.cpu.pairwise import pair_softplus
-from ssl_kernels.backends.cpu.prototypes import prototype_cross_entropy, prototype_cross_entropy_backward, prototype_lse
+from ssl_kernels.backends.cpu.prototypes import (
+    prototype_cross_entropy,
+    prototype_cross_entropy_backward,
+    prototype_lse,
+    prototype_room,
+)
 from ssl_kernels.backends.cpu.ring import enqueue_
 from ssl_kernels.backends.cpu.views import (
     view_cross_entropy,
@@ -32,6 +37,7 @@ __all__ = [
     "prototype_cross_entropy",
     "prototype_cross_entropy_backward",
     "prototype_lse",
+    "prototype_room",
     "self_lse",
     "self_lse_backward",
     "softplus_mean",

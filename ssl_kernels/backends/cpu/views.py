@@ -40,16 +40,17 @@ def view_cross_entropy_at_once(weight, student, teacher, center, batch, student_
     return value, dstudent
 
 
-def overwrite_with_gradient(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept):
-    """The student's logits ``s``, all its views one below the other, turned into their gradient."""
+def gradient_of_block(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept, to):
+    """The gradient of the student's logits ``s``, all its views one below the other, for the product that is next."""
     dvalue = dvalue.contiguous()
-    _run([s], [t], center, batch, student_temp, teacher_temp, same, kept, dvalue=dvalue.data_ptr(), dstudent=[s])
-    return s
+    given = [s], [t], center, batch, student_temp, teacher_temp, same, kept
+    _run(*given, dvalue=dvalue.data_ptr(), dstudent=[to], read_next=True)
+    return to
 
 
 def _run(
     student, teacher, center, batch, student_temp, teacher_temp, same, kept,
-    value=0, dvalue=0, dstudent=(), dteacher=(),
+    value=0, dvalue=0, dstudent=(), dteacher=(), read_next=False,
 ):  # fmt: skip
     x = student[0]
     views = [sum(t.shape[0] for t in tensors) // batch for tensors in (student, teacher)]
@@ -66,6 +67,7 @@ def _run(
         dvalue,
         _parts(dstudent),
         _parts(dteacher),
+        read_next,
         torch.get_num_threads(),
     )
 

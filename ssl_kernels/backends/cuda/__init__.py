@@ -30,6 +30,7 @@ if why_not() is None:
     view_cross_entropy = partial(of_views.view_cross_entropy, views)
     view_cross_entropy_backward = partial(of_views.view_cross_entropy_backward, views)
     prototype_cross_entropy, prototype_lse = prototypes.prototype_cross_entropy, prototypes.prototype_lse
+    prototype_room = prototypes.prototype_room
     prototype_cross_entropy_backward = partial(prototypes.prototype_cross_entropy_backward, view_cross_entropy_backward)
 
     __all__ = [
@@ -47,6 +48,7 @@ if why_not() is None:
         "prototype_cross_entropy",
         "prototype_cross_entropy_backward",
         "prototype_lse",
+        "prototype_room",
         "self_lse",
         "self_lse_backward",
         "student_lse",
