@@ -48,8 +48,7 @@ class TSimCNE(nn.Module):
 
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__()
-        late = config.last_layer_epochs + config.fine_tune_epochs
-        if not 0 <= late < config.epochs:
+        if not 0 <= (late := config.last_layer_epochs + config.fine_tune_epochs) < config.epochs:
             raise ValueError(f"epochs: expected more than the {late} of the two last stages, got {config.epochs}")
         self.config, self.encoder, self.stage = config, encoder, WIDE
         self.hidden = mlp(encoder.dim, *[config.hidden_dim] * (1 + config.deep_head), 128, batch_norm=config.deep_head)
@@ -77,6 +76,7 @@ class TSimCNE(nn.Module):
         self.stage = next(stage for stage, end in enumerate(ends) if step < end)
         for part in (self.encoder, self.hidden)[: 2 - c.deep_head]:
             part.requires_grad_(self.stage != LAST_LAYER)
+        self.encoder.train(self.stage == WIDE)  # later its batch norms do what they do in an evaluation
         start = ends[self.stage - 1] if self.stage else 0
         return warmup_cosine(step - start, ends[self.stage] - start, warmup) * (1, 1, c.fine_tune_lr)[self.stage]
 
