@@ -1,7 +1,8 @@
 r"""t-SimCNE (Böhm, Berens & Kobak 2022, https://arxiv.org/abs/2210.09879, section 4).
 
-A map of images in the plane, which is too narrow to learn in from the start. So there are three stages: SimCLR with a
-wide output; a new last layer with two, which learns alone, points repelling by a Cauchy kernel; then all, slowly.
+A map of images in the plane, learned like SimCLR. A plane is too narrow to learn in from the start, so there are three
+stages: SimCLR with a wide output; a new last layer with two outputs, which learns alone, points now repelling by a
+Cauchy kernel of their distance; then everything together, slowly.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,6 @@ from methods import config
 from methods.batch import Batch
 from methods.data import Data
 from methods.encoders import Encoder
-from methods.heads import mlp
 from methods.plane import measure_plane
 from methods.processes import from_all, world_size
 from methods.schedule import warmup_cosine
@@ -43,22 +44,23 @@ class TSimCNE(nn.Module):
         """tau of the first stage; distances in the plane have none."""
         hidden_dim: int = 1024
         """Width between the encoder and the last layer, which has 128 outputs in the first stage."""
-        deep_head: bool = False
-        """Two such layers, with batch norms, that learn in the second stage too. The paper has one, without."""
 
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__()
-        if not 0 <= (late := config.last_layer_epochs + config.fine_tune_epochs) < config.epochs:
+        late = config.last_layer_epochs + config.fine_tune_epochs
+        if not 0 <= late < config.epochs:
             raise ValueError(f"epochs: expected more than the {late} of the two last stages, got {config.epochs}")
-        self.config, self.encoder, self.stage = config, encoder, WIDE
-        self.hidden = mlp(encoder.dim, *[config.hidden_dim] * (1 + config.deep_head), 128, batch_norm=config.deep_head)
-        self.wide = self.hidden.pop(-1)
+        self.config, self.stage = config, WIDE
+        self.encoder = encoder
+        self.hidden = nn.Sequential(nn.Linear(encoder.dim, config.hidden_dim), nn.ReLU())
+        self.wide = nn.Linear(config.hidden_dim, 128)
         self.flat = nn.Linear(config.hidden_dim, 2)
         self.on_the_sphere = NTXentLoss(config.temperature, gather_distributed=world_size() > 1, backend=config.backend)
         self.in_the_plane = TSimCNELoss(backend=config.backend)
 
     def embed(self, images: Tensor) -> Tensor:
-        hidden = self.hidden(self.encoder(images))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != LAST_LAYER):
+            hidden = self.hidden(self.encoder(images))
         return self.wide(hidden) if self.stage == WIDE else self.flat(hidden)
 
     def forward(self, batch: Batch) -> list[Tensor]:
@@ -67,23 +69,21 @@ class TSimCNE(nn.Module):
     def loss(self, z: list[Tensor], batch: Batch) -> Tensor:
         if self.stage == WIDE:
             return self.on_the_sphere(*z)
-        return torch.stack([self.in_the_plane(a, b) for a, b in pairwise(map(from_all, z))]).mean()
+        z = [from_all(points) for points in z]
+        return torch.stack([self.in_the_plane(a, b) for a, b in pairwise(z)]).mean()
 
     def before_step(self, step: int, total: int, warmup: int) -> float:
         c = self.config
         left = c.last_layer_epochs + c.fine_tune_epochs, c.fine_tune_epochs, 0
         ends = [total - total * epochs // c.epochs for epochs in left]
         self.stage = next(stage for stage, end in enumerate(ends) if step < end)
-        for part in (self.encoder, self.hidden)[: 2 - c.deep_head]:
-            part.requires_grad_(self.stage != LAST_LAYER)
-        self.encoder.train(self.stage == WIDE)  # later its batch norms do what they do in an evaluation
         start = ends[self.stage - 1] if self.stage else 0
         return warmup_cosine(step - start, ends[self.stage] - start, warmup) * (1, 1, c.fine_tune_lr)[self.stage]
 
-    def get_extra_state(self) -> dict[str, int]:
+    def get_extra_state(self) -> dict[str, Any]:
         return {"stage": self.stage}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         self.stage = state["stage"]
 
     def measure(self, data: Data, folder: Path | None) -> dict[str, float]:
