@@ -60,8 +60,8 @@ def test_a_bank_is_read_and_then_written_as_in_lightly(size):
         inputs = {"out0": draw(4, seed=2 * step), "out1": draw(4, seed=2 * step + 1)}
         before = bank.double()
         same(
-            loss, lambda before=before, **v: with_bank(**v, bank=before, temperature=0.2), inputs, 1e-7
-        )  # the bank is float32
+            loss, lambda before=before, **v: with_bank(**v, bank=before, temperature=0.2), inputs, 1e-6
+        )  # the bank is float32, a few of whose roundings these are
         fits = min(4, n - at)  # what does not fit before the end is dropped
         bank[at : at + fits] = F.normalize(inputs["out1"], dim=1)[:fits].float()
         at = 0 if at + 4 >= n else at + 4
