@@ -123,7 +123,7 @@ def prototype_cross_entropy_backward(
     dvalue, student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same,
     kept, want_student, want_prototypes, room=None,
 ) -> Any:  # fmt: skip
-    """``gradient(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept, to)`` is that of logits ``s``,
+    """``gradient(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept, to=)`` is that of logits ``s``,
     in the memory of ``to`` if it likes, which may be that of ``s``. ``room``: as the forward sweep left it; it becomes
     the prototypes' gradient."""
     x, y = wide(student), wide(teacher)
@@ -136,7 +136,7 @@ def prototype_cross_entropy_backward(
         w, c = wide(prototypes[at]), None if center is None else center[:, at]
         s, t = blocks.logits_again(0, at, prototypes), blocks.logits_again(1, at, teacher_prototypes)
         to = blocks.memory_of(0, at)
-        ds = gradient(dvalue, s, t, c, batch, student_temp, teacher_temp, same, kept, to)
+        ds = gradient(dvalue, s, t, c, batch, student_temp, teacher_temp, same, kept, to=to)
         if want_student:
             dx.addmm_(ds, w)
         if want_prototypes and prototypes.dtype == x.dtype:

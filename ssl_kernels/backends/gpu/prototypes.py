@@ -15,7 +15,7 @@ __all__ = ["prototype_cross_entropy", "prototype_cross_entropy_backward", "proto
 def prototype_cross_entropy_backward(view_cross_entropy_backward: Callable[..., tuple], dvalue: Tensor, *call, **room):
     """With the ``view_cross_entropy_backward`` of a backend."""
 
-    def gradient(dvalue, s, t, *rest) -> Tensor:
-        return view_cross_entropy_backward(dvalue, [s], [t], *rest[:-1], True, False)[0][0]
+    def gradient(dvalue, s, t, *rest, to) -> Tensor:  # in memory of its own
+        return view_cross_entropy_backward(dvalue, [s], [t], *rest, True, False)[0][0]
 
     return prototypes.prototype_cross_entropy_backward(gradient, dvalue, *call, **room)
