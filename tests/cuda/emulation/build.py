@@ -33,6 +33,11 @@ def compiler(csrc: Path) -> list[str]:
     return ["g++", *FLAGS, *include, "-x", "c++", "-c"]
 
 
+def sources() -> list[Path]:
+    cuda = ROOT / "csrc" / "cuda"
+    return [*sorted(cuda.glob("*.cu")), cuda / "bind.cpp", *sorted(HERE.glob("*.cpp"))]
+
+
 @lru_cache(maxsize=None)
 def build() -> Path:
     """The module. What is up to date stays.
@@ -42,17 +47,13 @@ def build() -> Path:
     """
     import ninja
 
-    csrc = ROOT / "csrc"
-    command = " ".join(compiler(csrc))
+    command = " ".join(compiler(ROOT / "csrc"))
     lines = [
         f"rule cxx\n  command = {command} $in -o $out -MMD -MF $out.d\n  depfile = $out.d\n  deps = gcc",
         "rule link\n  command = g++ -shared $in -o $out",
     ]
-    objects = []
-    for source in [*sorted(csrc.glob("cuda/*.cu")), csrc / "cuda" / "bind.cpp", HERE / "machine.cpp"]:
-        objects.append(f"{source.stem}.o")
-        lines.append(f"build {objects[-1]}: cxx {source}")
-    lines.append(f"build {MODULE}: link {' '.join(objects)}")
+    lines += [f"build {source.stem}.o: cxx {source}" for source in sources()]
+    lines.append(f"build {MODULE}: link {' '.join(f'{source.stem}.o' for source in sources())}")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:  # several processes run the tests
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -74,7 +75,7 @@ def mutant(folder: Path, file: str, old: str, new: str, source: str) -> Path:
     (csrc / "cuda" / file).write_text(text.replace(old, new, 1))
     changed = folder / "changed.o"
     subprocess.run([*compiler(csrc), "-O1", "-w", csrc / "cuda" / source, "-o", changed], check=True)
-    others = [path for path in FOLDER.glob("*.o") if path.stem != Path(source).stem]
+    others = [FOLDER / f"{path.stem}.o" for path in sources() if path.name != source]
     subprocess.run(["g++", "-shared", changed, *others, "-o", folder / MODULE], check=True)
     return folder / MODULE
 
