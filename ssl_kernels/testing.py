@@ -9,6 +9,7 @@ PyTorch reference in the same dtype. Nothing here needs pytest.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -356,6 +357,9 @@ def peak_extra_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc's: what it has kept of freed memory would be used again and not be counted
+        trim(0)
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")  # resets the peak to what is resident now
     before = _resident("VmRSS")
