@@ -110,7 +110,7 @@ PROBLEMS = {
     "ibot": Problem(
         "ibot_patch",
         rivals={EAGER: ibot_patch_reference},
-        sizes=((256, PROTOTYPES),),
+        sizes=((256, PROTOTYPES), (2000, PROTOTYPES)),
         quick=((65, 256),),
         inputs=_patches,
         entries=lambda n: 2 * n,

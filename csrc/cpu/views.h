@@ -28,7 +28,7 @@ struct ViewsCall {
   const void* dvalue;     // [batch]
   void* const* dstudent;
   void* const* dteacher;  // of probabilities alone
-  bool past_caches;       // the student's gradient is larger than an L2 cache, and not what is read next
+  bool past_caches;       // the student's gradient goes to memory past the caches
 };
 void view_cross_entropy(const ViewsCall& call);
 
