@@ -8,7 +8,7 @@ Cauchy kernel of their distance; then everything together, slowly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class TSimCNE(nn.Module):
         if self.stage == WIDE:
             return self.on_the_sphere(*z)
         z = [from_all(points) for points in z]
-        return torch.stack([self.in_the_plane(a, b) for a, b in pairwise(z)]).mean()
+        return torch.stack([self.in_the_plane(a, b) for a, b in combinations(z, 2)]).mean()
 
     def before_step(self, step: int, total: int, warmup: int) -> float:
         c = self.config
