@@ -122,9 +122,6 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         | {"temperature": 0.2, "symmetric": True, "queue_size": 2048, "ema_momentum": 0.99, "bn_groups": 4}
         | {"head_norm": True},
         "mocov3": _CIFAR10_SMALL | {"temperature": 0.2, "hidden_dim": 512, "projection_dim": 128},
-        "simsiam": _CIFAR10_SMALL
-        | _PLAIN_SGD
-        | {"epochs": 30, "batch_size": 64, "projection_dim": 512, "bottleneck_dim": 128},
         "byol": _CIFAR10_SMALL
         | _PLAIN_SGD
         | {"epochs": 30, "batch_size": 64, "hidden_dim": 512, "projection_dim": 128, "projection_norm": True}
