@@ -55,9 +55,9 @@ def test_the_losses_are_those_of_the_stages(run: Run):
     z = run.method(batch)
     assert z[0].shape == (32, 2)
     torch.testing.assert_close(run.method.loss(z, batch), t_simcne_reference(*z))
-    three = [z[0], z[1], z[0] + 1]
-    expected = (t_simcne_reference(z[0], z[1]) + t_simcne_reference(z[1], z[0] + 1)) / 2
-    torch.testing.assert_close(run.method.loss(three, batch), expected)
+    three = [z[0], z[1], z[0] + 0.5 * z[1]]
+    expected = [t_simcne_reference(three[a], three[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    torch.testing.assert_close(run.method.loss(three, batch), sum(expected) / 3)
 
 
 def test_the_map_is_measured_and_drawn(settings_of: Callable, tmp_path: Path):
