@@ -36,9 +36,9 @@ class Blocks:
         kind = device if device in BLOCK else "cpu"
         self.size = min(of, max(1, BLOCK[kind] // rows // LEAST) * LEAST)
         self.of = of
-        # Beside logits that are kept, what is made of some is used up before anything is made of the next
-        lengths = [len(t) for t in x] if room is None else [max(len(t) for t in x)]
-        self.memory = [x[0].new_empty(length * self.size) for length in lengths]
+        self.memory = [t.new_empty(len(t) * self.size) for t in x]
+        if room is not None:  # for what is made of the logits kept there, and used up before more is made
+            self.memory = [max(self.memory, key=len)] * len(x)
         self.x = x
         self.room = room
 
@@ -57,8 +57,7 @@ class Blocks:
 
     def memory_of(self, k: int, at: slice) -> Tensor:
         """Where a block of such logits goes, or what is made of them."""
-        memory = self.memory[0 if self.room is not None else k]
-        return memory[: len(self.x[k]) * (at.stop - at.start)].view(len(self.x[k]), -1)
+        return self.memory[k][: len(self.x[k]) * (at.stop - at.start)].view(len(self.x[k]), -1)
 
     def _kept(self, k: int, at: slice) -> Tensor:
         assert self.room is not None
