@@ -41,8 +41,9 @@ def peak_of(name: str, job: Job, threads: int) -> int:
     """Run in a fresh process."""
     torch.set_num_threads(threads)
     function = providers(job.loss, compiled=name.startswith("compile"))[name]
-    # a compiled function must have been compiled for this very size; for the others a small call wakes all libraries
-    warm = job if name.startswith("compile") else Job(job.loss, 64, job.d, job.dtype)
+    # a compiled function must have been compiled for this very size; for the others a small call wakes all libraries,
+    # which have code for matrices of few rows that no larger call would wake
+    warm = job if name.startswith("compile") else Job(job.loss, min(64, job.n), job.d, job.dtype)
     training_call(function, [inputs(warm, 0)])()
     return peak_extra_bytes(training_call(function, [inputs(job, 1)]))
 

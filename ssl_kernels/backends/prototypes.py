@@ -28,23 +28,32 @@ class Blocks:
     """Blocks of prototypes, and of logits ``x @ prototypes.T`` in the same memory for all.
 
     With ``room``, which will be the prototypes' gradient and until then has place for all logits of a block where the
-    block is, they are kept there too.
+    block is, they are kept there too. Of that gradient the last block's is the last to be written: it is a small one,
+    and what its logits leave of its place is lent to all others, for what is made of theirs and used up.
     """
 
     def __init__(self, *x: Tensor, of: int, room: Tensor | None = None) -> None:
         device, rows = x[0].device.type, sum(len(t) for t in x)
         kind = device if device in BLOCK else "cpu"
         self.size = min(of, max(1, BLOCK[kind] // rows // LEAST) * LEAST)
-        self.of = of
-        self.memory = [t.new_empty(len(t) * self.size) for t in x]
-        if room is not None:  # for what is made of the logits kept there, and used up before more is made
-            self.memory = [max(self.memory, key=len)] * len(x)
         self.x = x
         self.room = room
+        self.of = self.last = of
+        self.memory = [] if room is not None else [t.new_empty(len(t) * self.size) for t in x]
+        if room is not None:
+            needed, free = max(map(len, x)) * self.size, room.shape[1] - rows
+            small = (needed // (free * LEAST) + 1) * LEAST if free else self.size
+            if small < self.size:
+                self.last = of - small
+                needed = max(map(len, x)) * small
+                self.lent = room[self.last :].view(-1)[rows * small :]
+            self.memory = [x[0].new_empty(needed)] * len(x)
 
     def __iter__(self) -> Iterator[slice]:
-        for first in range(0, self.of, self.size):
-            yield slice(first, min(first + self.size, self.of))
+        for first in range(0, self.last, self.size):
+            yield slice(first, min(first + self.size, self.last))
+        if self.last < self.of:
+            yield slice(self.last, self.of)
 
     def logits(self, k: int, at: slice, prototypes: Tensor) -> Tensor:
         """Of the ``k``-th rows with a block of prototypes; where there is room, it keeps them."""
@@ -57,7 +66,8 @@ class Blocks:
 
     def memory_of(self, k: int, at: slice) -> Tensor:
         """Where a block of such logits goes, or what is made of them."""
-        return self.memory[k][: len(self.x[k]) * (at.stop - at.start)].view(len(self.x[k]), -1)
+        memory = self.lent if at.stop <= self.last < self.of else self.memory[k]
+        return memory[: len(self.x[k]) * (at.stop - at.start)].view(len(self.x[k]), -1)
 
     def _kept(self, k: int, at: slice) -> Tensor:
         assert self.room is not None
