@@ -214,7 +214,8 @@ template <class F> int with_columns(const Views& v, F&& f) {
 }  // namespace
 
 int view_columns(const Views& v) {
-  return with_columns(v, []<class, int COLUMNS>() { return COLUMNS; });
+  // [&], though it needs nothing: without, it converts to a pointer to function, and nvcc warns of that one
+  return with_columns(v, [&]<class, int COLUMNS>() { return COLUMNS; });
 }
 
 int view_sums(const ViewSums& call, void* stream) {

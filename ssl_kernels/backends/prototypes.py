@@ -38,16 +38,16 @@ class Blocks:
         self.size = min(of, max(1, BLOCK[kind] // rows // LEAST) * LEAST)
         self.x = x
         self.room = room
-        self.of = self.last = of
-        self.memory = [] if room is not None else [t.new_empty(len(t) * self.size) for t in x]
-        if room is not None:
-            needed, free = max(map(len, x)) * self.size, room.shape[1] - rows
-            small = (needed // (free * LEAST) + 1) * LEAST if free else self.size
-            if small < self.size:
-                self.last = of - small
-                needed = max(map(len, x)) * small
-                self.lent = room[self.last :].view(-1)[rows * small :]
-            self.memory = [x[0].new_empty(needed)] * len(x)
+        self.of = self.last = of  # the last block begins at the latter where it is a small one
+        if room is None:
+            self.memory = [t.new_empty(len(t) * self.size) for t in x]
+            return
+        most, free = max(map(len, x)), room.shape[1] - rows
+        small = (most * self.size // (free * LEAST) + 1) * LEAST if free else self.size
+        if small < self.size:
+            self.last = of - small
+            self.lent = room[self.last :].view(-1)[rows * small :]
+        self.memory = [x[0].new_empty(most * min(small, self.size))] * len(x)
 
     def __iter__(self) -> Iterator[slice]:
         for first in range(0, self.last, self.size):
