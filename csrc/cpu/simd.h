@@ -129,7 +129,7 @@ template <class T> SSL_INLINE Vec<T> exp2(Vec<T> t) {
 }
 
 // Flush denormals for as long as this lives, and put things back as they were.
-struct FlushDenormals {
+struct [[maybe_unused]] FlushDenormals {
 #if defined(__x86_64__)
   unsigned before = _mm_getcsr();
   FlushDenormals() { _mm_setcsr(before | 0x8040); }
