@@ -1,6 +1,8 @@
 // The Python module.
 #include "bind.h"
+#include "cpu/fresh_pages.h"
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 
 namespace py = pybind11;
 
@@ -17,6 +19,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &ssl::isas, "instruction sets built in and runnable here, best first");
   m.def("isa", &ssl::isa, "the instruction set in use");
   m.def("use_isa", [](const std::string& name) { ssl::use_isa(name.c_str()); }, "run another of isas()");
+  m.def(
+      "ask_for_pages",
+      [](ssl::Address data, int64_t bytes, int threads) {
+        py::gil_scoped_release release;
+        ssl::for_ranges(threads, bytes, [&](int64_t begin, int64_t end) {
+          ssl::ask_for_pages(ssl::pointer<char>(data) + begin, end - begin);
+        });
+      },
+      "before all of a tensor is written that may be new");
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else

@@ -34,12 +34,8 @@ void bind_views(py::module_& m) {
         const auto s = rows_of(student, bytes), t = rows_of(teacher, bytes), ds = rows_of(dstudent, bytes),
                    dt = rows_of(dteacher, bytes);
         // More than an L2 holds goes to memory without being read from there first, which at 4 MiB is a quarter of a call.
-        // But not to memory fresh from the system, as all of glibc's is from 32 MiB on: its pages have just been filled
-        // with zeros, in the cache, and past that a call would take a quarter longer.
-        constexpr int64_t kept_in_caches = int64_t(2) << 20, fresh = int64_t(32) << 20;
-        int64_t rows = 0;
-        for (const auto& view : dstudent) rows = std::max(rows, std::get<1>(view));
-        const bool past_caches = !read_next && batch * students * width * bytes > kept_in_caches && rows * width * bytes < fresh;
+        constexpr int64_t kept_in_caches = int64_t(2) << 20;
+        const bool past_caches = !read_next && batch * students * width * bytes > kept_in_caches;
         view_cross_entropy({batch, students, teachers, width, DType(dtype), s.data(), t.data(),
                             pointer<void>(center.first), center.second, student_scale, teacher_scale, same, threads,
                             pointer<void>(top), pointer<void>(share), pointer<void>(value), pointer<void>(dvalue),

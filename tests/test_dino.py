@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import platform
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ssl_kernels import Center, DINOLoss, IBOTPatchLoss, dino_loss, ibot_patch_loss
+from ssl_kernels.backends.cpu import native
 from ssl_kernels.ops import view_cross_entropy
 from ssl_kernels.testing import evaluate, peak_extra_bytes, relative_error
 
@@ -282,6 +285,27 @@ def test_extra_memory_is_the_gradient():
     f.grad = None
     extra = peak_extra_bytes(lambda: dino_loss(f, g).backward())
     assert extra < 1.5 * f.nbytes + 2**20
+
+
+def test_new_memory_comes_in_one_call_and_keeps_what_is_in_it():
+    if why := native.why_not():
+        pytest.skip(why)
+    if sys.platform != "linux" or [int(n) for n in platform.release().split(".")[:2]] < [5, 14]:
+        pytest.skip("pages come one by one before Linux 5.14")
+    t = torch.empty(1 << 24)
+    assert peak_extra_bytes(lambda: native.ask_for_pages(t)) > 0.9 * t.nbytes
+    ones = torch.ones(3 << 18)
+    native.ask_for_pages(ones[5:-7])
+    assert (ones == 1).all()
+
+
+def test_a_gradient_in_new_memory():
+    """Rows of 64 KiB and more, some MiB in all; the first call's memory is new, the second's may be the first's."""
+    f, g = draw(4, 9, 20000, dtype=torch.float32), draw(2, 9, 20000, seed=1, dtype=torch.float32)
+    expected = evaluate(lambda f: dino_loss(f, g.double(), backend="reference"), {"f": f.double()})
+    for _ in range(2):
+        got = evaluate(lambda f: dino_loss(f, g), {"f": f})
+        assert relative_error(got["f"], expected["f"]) < 1e-5
 
 
 def test_a_loss_that_stands_alone_keeps_its_gradient_and_may_be_scaled():

@@ -28,7 +28,7 @@ struct ViewsCall {
   const void* dvalue;     // [batch]
   void* const* dstudent;
   void* const* dteacher;  // of probabilities alone
-  bool past_caches;       // the student's gradient goes to memory past the caches
+  bool past_caches;       // the student's gradient goes to memory past the caches, unless that has just come through them
 };
 void view_cross_entropy(const ViewsCall& call);
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include "elements.h"
 #include "engine.h"
+#include "fresh_pages.h"
 #include "views.h"
 
 namespace ssl::SSL_ISA {
@@ -256,7 +257,8 @@ template <class T, class Format> class ViewsOfSample {
     auto past = [&](Element* to, V d, int64_t last) __attribute__((always_inline)) {
       last ? through(to, d, last) : stream_elements<T, Format>(to, d);
     };
-    if (c_.past_caches && reinterpret_cast<uintptr_t>(out) % (L * sizeof(Element)) == 0) {
+    const bool aligned = reinterpret_cast<uintptr_t>(out) % (L * sizeof(Element)) == 0;
+    if (c_.past_caches && aligned && !ask_for_pages(out, c_.width * int64_t(sizeof(Element)))) {
       each(past);
       end_stream();
     } else {

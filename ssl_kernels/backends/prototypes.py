@@ -133,16 +133,18 @@ def prototype_cross_entropy(
 def prototype_cross_entropy_backward(
     gradient: Callable[..., Tensor],
     dvalue, student, teacher, prototypes, teacher_prototypes, center, batch, student_temp, teacher_temp, same,
-    kept, want_student, want_prototypes, room=None,
+    kept, want_student, want_prototypes, room=None, before_writing: Callable[[Tensor], None] | None = None,
 ) -> Any:  # fmt: skip
     """``gradient(dvalue, s, t, center, batch, student_temp, teacher_temp, same, kept, to=)`` is that of logits ``s``,
     in the memory of ``to`` if it likes, which may be that of ``s``. ``room``: as the forward sweep left it; it becomes
-    the prototypes' gradient."""
+    the prototypes' gradient, which is announced to ``before_writing``."""
     x, y = wide(student), wide(teacher)
     dx = torch.zeros_like(x) if want_student else student.new_empty(0)
     dprototypes = room
     if room is None:
         dprototypes = prototype_room(prototypes) if want_prototypes else prototypes.new_empty(0)
+    if want_prototypes and before_writing is not None:
+        before_writing(dprototypes)
     blocks = Blocks(x, y, of=len(prototypes), room=room)
     for at in blocks:
         w, c = wide(prototypes[at]), None if center is None else center[:, at]

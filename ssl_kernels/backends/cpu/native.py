@@ -40,3 +40,8 @@ def rows(t: Tensor) -> Tensor:
 def part(t: Tensor, gradient: Tensor | None = None) -> tuple[int, int, int, int]:
     """Data, gradient, rows, stride."""
     return t.data_ptr(), 0 if gradient is None else gradient.data_ptr(), t.shape[0], t.stride(0)
+
+
+def ask_for_pages(t: Tensor) -> None:
+    """Before all of a large tensor is written: a call for all of its pages, where they would come one by one."""
+    C.ask_for_pages(t.data_ptr(), t.nbytes, torch.get_num_threads())
