@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssl_kernels._native import build_info
 from ssl_kernels.backends.cuda import native
 
 HERE = Path(__file__).parent
@@ -123,9 +124,8 @@ def _tool(name: str) -> str | None:
 
 
 SWEEPS = ("forward", "backward", "attend", "softplus")
-# Bytes that a thread may put aside: 8 where three blocks share a multiprocessor of sm_100 (attend, 128 wide), 16 in a
-# sweep for sm_90a whose place Hopper's own takes there (forward, streamed). All others: none, on all three generations.
-ASIDE = 16
+# Sweeps in whose place Hopper has its own, by their mangled names: forward but for float64, and where rows stay whole.
+REPLACED_ON_HOPPER = re.compile(r"forward_sweep.*(4Half|5Split)E|weighing_sweep.*3CutINS0_\w{5,6}E(Li\d+E){4}Lb1E")
 compiled = pytest.mark.skipif(
     BUILT is None or not (BUILT / "forward.o").exists() or _tool("cuobjdump") is None,
     reason="the CUDA kernels were not built here, or there is no cuobjdump to look at them",
@@ -141,15 +141,17 @@ def test_sweeps_spill_nothing_and_fit(source):
     ).stdout
     found = re.findall(r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+)", usage)
     assert len(found) >= 5
+    # nvcc 12.4 puts one number aside, in SigLIP's sweep for Hopper, 256 wide
+    aside = 8 if build_info()["cuda"]["compiler"].startswith("nvcc 12.") else 0
     for name, registers, stack in found:
         assert int(registers) <= 255
-        assert int(stack) <= ASIDE, f"{name} puts {stack} bytes aside"
+        assert int(stack) <= aside, f"{name} puts {stack} bytes aside"
 
 
 @compiled
 @pytest.mark.parametrize("source", SWEEPS)
 def test_sweeps_use_tensor_cores(source):
-    """HMMA and DMMA wherever they run, HGMMA in those for Hopper."""
+    """HMMA and DMMA wherever they run, HGMMA in those for Hopper; nothing in what the other takes the place of."""
     sass = subprocess.run(
         [_tool("cuobjdump"), "-sass", BUILT / f"{source}.o"], capture_output=True, text=True, check=True
     ).stdout
@@ -157,6 +159,8 @@ def test_sweeps_use_tensor_cores(source):
         for kernel, body in re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", code, re.S):
             if "opper" in kernel:
                 assert ("HGMMA" in body) == (arch == "sm_90a"), f"{kernel} for {arch}"
+            elif arch == "sm_90a" and REPLACED_ON_HOPPER.search(kernel):
+                assert "MMA" not in body, f"{kernel} is never launched on {arch} and should be empty"
             else:
                 assert re.search(r"\b[HD]MMA\b", body), f"{kernel} for {arch} multiplies without tensor cores"
 

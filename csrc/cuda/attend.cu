@@ -43,11 +43,23 @@ template <class Cut> struct Attention {
   SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>& out, const Real*, int first, const Pairs& pairs) {
     const bool special = pairs.special();
     const float* const factors = call.matrix.y.factors;
+    const auto counts = [&](int i, int j) { return !special || (pairs.inside(i, j) && pairs.negative(i, j)); };
 #pragma unroll
     for (int mt = 0; mt < MT; ++mt)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int i = place.i(mt, 2 * h);
+        if (fixed) {
+#pragma unroll
+          for (int n = 0; n < BN / 8; ++n)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              Real& entry = s.at[mt][n][2 * h + c];
+              entry = counts(i, first + place.in_tile(n, c)) ? exp2_fast(entry * factor - shift) : Real(0);
+              total[mt][h] += entry;
+            }
+          continue;
+        }
         Real highest = Real(LOWEST);
 #pragma unroll
         for (int n = 0; n < BN / 8; ++n)
@@ -55,21 +67,10 @@ template <class Cut> struct Attention {
           for (int c = 0; c < 2; ++c) {
             const int j = first + place.in_tile(n, c);
             Real& entry = s.at[mt][n][2 * h + c];
-            if (special && !(pairs.inside(i, j) && pairs.negative(i, j))) entry = -Real(INFINITY);
-            else if (!fixed) entry *= factors ? row_factor[mt][h] * Real(factors[j]) : row_factor[mt][h];
+            if (!counts(i, j)) entry = -Real(INFINITY);
+            else entry *= factors ? row_factor[mt][h] * Real(factors[j]) : row_factor[mt][h];
             highest = larger(highest, entry);
           }
-        if (fixed) {
-#pragma unroll
-          for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              Real& entry = s.at[mt][n][2 * h + c];
-              entry = special && entry == -Real(INFINITY) ? Real(0) : exp2_fast(entry * factor - shift);
-              total[mt][h] += entry;
-            }
-          continue;
-        }
         highest = largest_of_lanes(highest, ROW_LANES);
         const Real above = larger(top[mt][h], highest - Real(LIFT_LOG2 / LOG2E)), keep = exp_fast(top[mt][h] - above);
         top[mt][h] = above;

@@ -87,3 +87,14 @@ int launch(void (*kernel)(Formal...), dim3 grid, unsigned threads, size_t shared
 #else
 #include "emulated.h"
 #endif
+
+namespace ssl::cuda {
+
+// Where Hopper has a kernel of its own in another's place, that other is left empty for it: nobody launches it there.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool FOR_HOPPER = true;
+#else
+constexpr bool FOR_HOPPER = false;
+#endif
+
+}  // namespace ssl::cuda

@@ -105,6 +105,7 @@ template <class Cut> struct Walk : Sums<Cut> {
 };
 
 template <class Cut> __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) forward_sweep(const Forward call) {
+  if (FOR_HOPPER && !std::is_same_v<typename Cut::O, Double>) return;  // forward_hopper
   using Real = typename Cut::O::Real;
   if (call.matrix.self && blockIdx.x < blockIdx.y) return;
   const Real plain = logit_factor<Real>(call.matrix.scale, call.matrix.multiplier);
