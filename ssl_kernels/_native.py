@@ -18,11 +18,19 @@ def load(name: str = "_C") -> tuple[ModuleType | None, str | None]:
     module = f"ssl_kernels.{name}"
     what, record = ("C++", build_info()) if name == "_C" else ("CUDA", build_info().get("cuda", {}))
     if module not in sys.modules and importlib.util.find_spec(module) is None:
-        return None, f"the {what} kernels were not built: {record.get('reason') or 'run pip install . again'}"
+        return None, f"the {what} kernels were not built: {record.get('reason') or _remedy()}"
     try:
         return importlib.import_module(module), None
     except ImportError as error:
         return None, f"the {what} kernels do not load: {error}"
+
+
+def _remedy() -> str:
+    """Where nothing is recorded: most often Python was started in a clone, which hides what was installed from it."""
+    root = Path(__file__).parent.parent
+    if (root / "csrc").is_dir():
+        return f"{root} is a source tree; run pip install -e . there, or start Python elsewhere to use an installed one"
+    return "run pip install . again"
 
 
 def build_info() -> dict[str, Any]:

@@ -225,6 +225,12 @@ def test_without_a_compiler_it_installs_and_says_so_once(tree):
     assert f"not built: {reason}" in report
 
 
+def test_a_clone_that_hides_what_was_installed_says_so(tree):
+    warning, error = run("-c", FIRST_USE, cwd=tree).stdout.splitlines()
+    for message in (warning, error):
+        assert f"{tree} is a source tree; run pip install -e . there" in message
+
+
 def test_sources_that_do_not_compile_are_named(tree):
     built = install(tree, paper(tree, "bind.cpp"))
     assert not built.record["extension"]

@@ -204,6 +204,10 @@ def test_the_centre_is_the_mean_of_logits_nobody_stored():
             r"teacher_prototypes: expected shape \(9, 6\) as prototypes",
         ),
         ({"x_student": torch.zeros(2, 3, 6)[:, :2]}, r"x_student\[0\]: expected 3 rows, got 2"),
+        (
+            {"x_student": [torch.zeros(3, 6), torch.zeros(3, 5)]},
+            r"x_student\[1\]: expected width 6 as x_teacher\[0\], got 5",
+        ),
         ({"center": torch.zeros(4)}, r"center: expected 9 elements, or \[2, 9\], got shape \(4,\)"),
         ({"teacher_temp": 0.0}, "teacher_temp: expected a number above 0, got 0.0"),
     ],

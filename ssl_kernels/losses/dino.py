@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from ssl_kernels.losses.center import check_center, mean_logits, move_center_
 from ssl_kernels.losses.spec import LossSpec
-from ssl_kernels.ops import accumulate_dtype, check_not_empty, check_rows, view_cross_entropy_sum
+from ssl_kernels.ops import accumulate_dtype, check_not_empty, check_parts, check_rows, view_cross_entropy_sum
 
 __all__ = ["DINOLoss", "dino_loss", "dino_reference"]
+
+NAMES = "student_logits", "teacher_logits"
 
 
 def dino_loss(
@@ -62,14 +64,10 @@ def dino_loss(
     Caron et al. 2021, https://arxiv.org/abs/2104.14294, eq. 2. Reference: :func:`dino_reference`. Differentiable
     once; a second derivative raises (the reference has all of them).
     """
-    teacher, batch, teachers = rows_of_views("teacher_logits", teacher_logits, None)
-    student, batch, students = rows_of_views("student_logits", student_logits, batch)
+    student, teacher, batch, (students, teachers) = rows_of_views(NAMES, student_logits, teacher_logits)
     check_temps(student_temp, teacher_temp)
-    weight = student[0].new_full(
-        (batch,),
-        1 / (batch * count_pairs("student_logits", students, teachers)),
-        dtype=accumulate_dtype(student[0].dtype),
-    )
+    share = 1 / (batch * count_pairs(students, teachers))
+    weight = student[0].new_full((batch,), share, dtype=accumulate_dtype(student[0].dtype))
     center = center_rows(center, teacher[0].shape[1], teachers, teacher[0])
     if teacher_gradient:
         wide = torch.cat([t.to(accumulate_dtype(t.dtype)) for t in teacher]).view(teachers, batch, -1)
@@ -94,9 +92,7 @@ def dino_reference(
     teacher_gradient: bool = False,
 ) -> Tensor:
     """The same as :func:`dino_loss` as the authors have it: a log-softmax for every pair of views."""
-    teacher, batch, teachers = rows_of_views("teacher_logits", teacher_logits, None)
-    student, batch, students = rows_of_views("student_logits", student_logits, batch)
-    pairs = count_pairs("student_logits", students, teachers)
+    student, teacher, batch, (students, teachers) = rows_of_views(NAMES, student_logits, teacher_logits)
     check_temps(student_temp, teacher_temp)
     c = center_rows(center, teacher[0].shape[1], teachers, teacher[0])
     f, g = (torch.cat(list(rows)).view(-1, batch, rows[0].shape[1]) for rows in (student, teacher))
@@ -107,7 +103,7 @@ def dino_reference(
         for v in range(students):
             if v != t:
                 total = total - (p[t] * (f[v] / student_temp).log_softmax(1)).sum(1).mean()
-    return total / pairs
+    return total / count_pairs(students, teachers)
 
 
 def check_temps(student_temp: float, teacher_temp: float) -> None:
@@ -116,8 +112,25 @@ def check_temps(student_temp: float, teacher_temp: float) -> None:
             raise ValueError(f"{name}: expected a number above 0, got {temp}")
 
 
-def rows_of_views(name: str, logits: Tensor | Sequence[Tensor], batch: int | None) -> tuple[list[Tensor], int, int]:
-    """Tensors of rows, one view below the other; how many samples; how many views."""
+def rows_of_views(
+    names: tuple[str, str], student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], int, tuple[int, int]]:
+    """Each side's tensors of rows, one view below the other; how many samples; how many views either side has."""
+    teacher, batch, teachers = _rows_of_side(names[1], teacher, None)
+    student, batch, students = _rows_of_side(names[0], student, batch)
+    for name, rows in ((names[1], teacher), (names[0], student)):
+        check_parts(name, rows, f"{names[1]}[0]", teacher[0])
+    if count_pairs(students, teachers) == 0:
+        raise ValueError(f"{names[0]}: expected a view that the teacher does not have, got one view of each")
+    return student, teacher, batch, (students, teachers)
+
+
+def count_pairs(students: int, teachers: int) -> int:
+    """Of different views."""
+    return students * teachers - min(students, teachers)
+
+
+def _rows_of_side(name: str, logits: Tensor | Sequence[Tensor], batch: int | None) -> tuple[list[Tensor], int, int]:
     if isinstance(logits, Tensor) and logits.dim() == 2:
         check_rows(name, logits)
         check_not_empty(name, logits)
@@ -150,13 +163,6 @@ def rows_of_views(name: str, logits: Tensor | Sequence[Tensor], batch: int | Non
 def _stacked(logits: Tensor) -> bool:
     """Whether ``[V, B, K]`` is ``[V * B, K]`` without a copy."""
     return logits.is_contiguous()
-
-
-def count_pairs(name: str, students: int, teachers: int) -> int:
-    pairs = students * teachers - min(students, teachers)
-    if pairs == 0:
-        raise ValueError(f"{name}: expected a view that the teacher does not have, got one view of each")
-    return pairs
 
 
 def center_rows(center: Tensor | None, k: int, teachers: int, like: Tensor) -> Tensor | None:

@@ -65,9 +65,7 @@ def fused_dino_head_loss(
 
     Caron et al. 2021, https://arxiv.org/abs/2104.14294, eq. 2. Reference: :func:`fused_dino_head_reference`.
     """
-    teacher, batch, teachers = rows_of_views("x_teacher", x_teacher, None)
-    student, batch, students = rows_of_views("x_student", x_student, batch)
-    pairs = count_pairs("x_student", students, teachers)
+    student, teacher, batch, (students, teachers) = rows_of_views(("x_student", "x_teacher"), x_student, x_teacher)
     check_temps(student_temp, teacher_temp)
     _check_prototypes(prototypes, teacher_prototypes)
     xs, xt = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in (student, teacher))
@@ -76,7 +74,7 @@ def fused_dino_head_loss(
         xs, xt.detach(), prototypes, w.detach(), center_rows(center, len(prototypes), teachers, prototypes),
         batch=batch, student_temp=student_temp, teacher_temp=teacher_temp, backend=backend,
     )  # fmt: skip
-    return value.sum() / (batch * pairs)
+    return value.sum() / (batch * count_pairs(students, teachers))
 
 
 def fused_ibot_head_loss(
