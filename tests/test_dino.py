@@ -222,7 +222,10 @@ BAD = [
     ({"teacher_logits": X.flatten(0, 1)[:3]}, "teacher_logits: expected two views one below the other, got 3 rows"),
     ({"teacher_logits": []}, "teacher_logits: expected at least one view, got none"),
     ({"student_logits": X[:, :, :0]}, r"student_logits\[0\]: expected at least one row and one column, got .*0\)"),
-    ({"student_logits": X.float()}, r"student_logits\[0\]: expected dtype torch.float64 as teacher_logits\[0\]"),
+    (
+        {"student_logits": X.float()},
+        r"student_logits\[0\]: expected dtype torch.float64 as teacher_logits\[0\], got torch.float32",
+    ),
     ({"student_temp": 0.0}, "student_temp: expected a number above 0, got 0.0"),
     ({"teacher_temp": -0.1}, "teacher_temp: expected a number above 0, got -0.1"),
     ({"teacher_temp": math.nan}, "teacher_temp: expected a number above 0, got nan"),
