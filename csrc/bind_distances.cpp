@@ -1,11 +1,24 @@
 // Points: their distances, and their nearest neighbours.
 #include "bind.h"
 #include "cpu/distances.h"
+#include "cpu/log_distance.h"
 #include "cpu/neighbours.h"
 
 namespace py = pybind11;
 
 namespace ssl {
+namespace {
+
+using Rows = std::tuple<Address, int64_t, int64_t, int64_t>;  // data, rows, width, stride
+
+LogDistanceCall call(Rows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value,
+                     Address norm, Address distance, int threads) {
+  const auto [data, rows, width, stride] = x;
+  return {pointer<void>(data), rows, width, stride, DType(dtype), pointer<int64_t>(index), first, count, eps,
+          pointer<float>(value), pointer<double>(norm), pointer<double>(distance), threads};
+}
+
+}  // namespace
 
 void bind_distances(py::module_& m) {
   m.def(
@@ -38,6 +51,26 @@ void bind_distances(py::module_& m) {
         nearest(call, pointer<int64_t>(index));
       },
       "for every row of x the row of y with the largest product");
+
+  m.def(
+      "log_distance",
+      [](Rows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value, Address norm,
+         Address distance, int threads) {
+        const auto c = call(x, dtype, index, first, count, eps, value, norm, distance, threads);
+        py::gil_scoped_release release;
+        log_distance(c);
+      },
+      "logarithms of distances on the sphere, and what their gradient needs");
+
+  m.def(
+      "log_distance_backward",
+      [](Rows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value, Address norm,
+         Address distance, int threads, Address dvalue, Address dx) {
+        const auto c = call(x, dtype, index, first, count, eps, value, norm, distance, threads);
+        py::gil_scoped_release release;
+        log_distance_backward({c, pointer<float>(dvalue), pointer<void>(dx), nullptr, nullptr});
+      },
+      "writes the gradient");
 }
 
 }  // namespace ssl

@@ -2,6 +2,7 @@
 #pragma once
 #include "aligned.h"
 #include "averaging.h"
+#include "log_distance.h"
 #include "ring.h"
 #include "views.h"
 
@@ -15,6 +16,10 @@ struct Streams {
   // rows [begin, end) of x and y
   void (*cosine)(const CosineCall&, int64_t begin, int64_t end);
   void (*cosine_backward)(const CosineBackwardCall&, int64_t begin, int64_t end);
+  // rows [begin, end) of all; of those that are compared; of all
+  void (*norms)(const LogDistanceCall&, int64_t begin, int64_t end);
+  void (*log_distance)(const LogDistanceCall&, int64_t begin, int64_t end);
+  void (*log_distance_backward)(const LogDistanceBackwardCall&, int64_t begin, int64_t end);
   // all views of sample b; scratch: a row of `padded` elements a teacher, two more, and a number for each piece of them
   void (*views)(const ViewsCall&, int64_t b, void* scratch, int64_t padded);
 };

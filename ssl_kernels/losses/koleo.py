@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ssl_kernels.losses.gather import check_gathering, gather_rows, world_size
 from ssl_kernels.losses.spec import LossSpec
-from ssl_kernels.losses.sphere import unit_rows
-from ssl_kernels.ops import check_not_empty, check_rows, nearest
+from ssl_kernels.ops import accumulate_dtype, check_not_empty, check_rows, log_distance, nearest
 
 __all__ = ["KoLeoLoss", "koleo_loss", "koleo_reference"]
 
@@ -36,7 +35,7 @@ def koleo_loss(
     r"""Minus the mean logarithm of the distance to the nearest neighbour (KoLeo), O(N D) memory.
 
     Args:
-        x: ``[N, D]``, float32/64, bfloat16 or float16; normalised here. Distances are those of float32 at least.
+        x: ``[N, D]``, float32/64, bfloat16 or float16; normalised here. Distances are those of float64.
         p: the norm of the differences.
         eps: added to every difference and to the distance, as ``torch.nn.PairwiseDistance`` and its users do.
         gather_distributed: look for neighbours among the rows of all processes, each of which has N.
@@ -53,13 +52,12 @@ def koleo_loss(
     once; a second derivative raises (the reference has all of them).
     """
     _check(x, p, eps)
-    z = unit_rows([x])
-    several = gather_distributed and world_size() > 1
-    rows, skip = (gather_rows(z, world_size()), dist.get_rank() * len(x)) if several else (z, 0)
-    index = nearest(x, rows.detach().to(x.dtype) if several else x, skip=skip, backend=backend)
-    # a table look-up, whose gradient is summed up in one order whatever the number of threads
-    neighbours = F.embedding(index, rows)
-    return -(F.pairwise_distance(z, neighbours, p, eps) + eps).log().mean()
+    rows, first = x, 0
+    if gather_distributed and world_size() > 1:
+        # gathered in float32, so that gradients from other processes are summed up in it
+        rows, first = gather_rows(x.to(accumulate_dtype(x.dtype)), world_size()), dist.get_rank() * len(x)
+    index = nearest(x, rows.to(x.dtype), skip=first, backend=backend)
+    return -log_distance(rows, index, first=first, p=p, eps=eps, backend=backend).mean()
 
 
 def koleo_reference(x: Tensor, p: float = 2.0, eps: float = 1e-8) -> Tensor:

@@ -22,6 +22,7 @@ from ssl_kernels.ops.checks import (
     check_width,
 )
 from ssl_kernels.ops.distances import student_lse
+from ssl_kernels.ops.log_distance import log_distance
 from ssl_kernels.ops.neighbours import nearest
 from ssl_kernels.ops.pairwise import pair_softplus
 from ssl_kernels.ops.prototypes import prototype_cross_entropy, prototype_lse
@@ -46,6 +47,7 @@ __all__ = [
     "cosine",
     "cross_lse",
     "enqueue_",
+    "log_distance",
     "mean_log_share",
     "nearest",
     "pair_softplus",

@@ -7,6 +7,7 @@ from ssl_kernels.backends.cpu.aligned import cosine, cosine_backward
 from ssl_kernels.backends.cpu.averaging import average_
 from ssl_kernels.backends.cpu.biased import biased_lse
 from ssl_kernels.backends.cpu.distances import nearest, student_lse, student_lse_backward
+from ssl_kernels.backends.cpu.log_distance import log_distance, log_distance_backward
 from ssl_kernels.backends.cpu.native import why_not
 from ssl_kernels.backends.cpu.pairwise import pair_softplus
 from ssl_kernels.backends.cpu.prototypes import (
@@ -32,6 +33,8 @@ __all__ = [
     "cross_lse",
     "cross_lse_backward",
     "enqueue_",
+    "log_distance",
+    "log_distance_backward",
     "nearest",
     "pair_softplus",
     "prototype_cross_entropy",

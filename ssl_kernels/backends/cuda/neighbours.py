@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl_kernels.backends.cuda import kernels
 from ssl_kernels.backends.gpu.device import on_device
 from ssl_kernels.backends.gpu.launch import Problem
-from ssl_kernels.backends.gpu.neighbours import dtype_of_products
+from ssl_kernels.backends.reference.rows import dtype_of_products
 
 
 def nearest(x: Tensor, y: Tensor, skip: int | None, normalize: bool) -> Tensor:

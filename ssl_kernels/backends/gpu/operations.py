@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ssl_kernels.backends.gpu import across, distances, pairwise, prototypes, views, within
+from ssl_kernels.backends.reference.log_distance import log_distance, log_distance_backward
 
 
 def operations(package: str) -> dict[str, Callable[..., Any]]:
@@ -27,6 +28,8 @@ def operations(package: str) -> dict[str, Callable[..., Any]]:
         "cross_lse": partial(across.cross_lse, kernels),
         "cross_lse_backward": partial(across.cross_lse_backward, kernels),
         "enqueue_": of("ring").enqueue_,
+        "log_distance": log_distance,
+        "log_distance_backward": log_distance_backward,
         "nearest": of("neighbours").nearest,
         "pair_softplus": partial(pairwise.pair_softplus, kernels),
         "prototype_cross_entropy": prototypes.prototype_cross_entropy,

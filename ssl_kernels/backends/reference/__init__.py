@@ -9,6 +9,7 @@ from ssl_kernels.backends.reference.aligned import cosine, cosine_backward
 from ssl_kernels.backends.reference.averaging import average_
 from ssl_kernels.backends.reference.biased import biased_lse
 from ssl_kernels.backends.reference.distances import nearest, student_lse, student_lse_backward
+from ssl_kernels.backends.reference.log_distance import log_distance, log_distance_backward
 from ssl_kernels.backends.reference.prototypes import (
     prototype_cross_entropy,
     prototype_cross_entropy_backward,
@@ -27,6 +28,8 @@ __all__ = [
     "cross_lse",
     "cross_lse_backward",
     "enqueue_",
+    "log_distance",
+    "log_distance_backward",
     "nearest",
     "pair_softplus",
     "prototype_cross_entropy",

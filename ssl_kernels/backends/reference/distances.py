@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ssl_kernels.backends.reference.rows import as_factor, unit
+from ssl_kernels.backends.reference.rows import as_factor, dtype_of_products, unit
 from ssl_kernels.backends.reference.within import same_sample
 
 
@@ -44,7 +44,7 @@ def student_lse_backward(dneg, x, scale, multiplier, dof, period, neg, low):
 
 
 def nearest(x, y, skip, normalize):
-    (z, _), (w, _) = unit([x], normalize), unit([y], normalize)
+    (z, _), (w, _) = (unit([t.to(dtype_of_products(t))], normalize) for t in (x, y))
     s = z @ w.T
     if skip is not None:
         i = torch.arange(len(z), device=z.device)

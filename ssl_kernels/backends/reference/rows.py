@@ -9,6 +9,10 @@ from torch import Tensor
 
 EPS = 1e-12  # as torch.nn.functional.normalize
 
+# Up to this width products of rows are compared in float64: unit rows in few dimensions lie close together, their
+# products differ in digits that float32 does not have.
+IN_DOUBLE = 16
+
 
 def unit(x: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Tensor]:
     """The rows of all ``x`` one below the other, in float32 at least, over their norms; and the norms."""
@@ -16,6 +20,12 @@ def unit(x: Sequence[Tensor], normalize: bool) -> tuple[Tensor, Tensor]:
     z = z.to(torch.float64 if z.dtype == torch.float64 else torch.float32)
     n = torch.linalg.vector_norm(z, dim=1, keepdim=True) if normalize else torch.ones_like(z[:, :1])
     return z / n.clamp_min(EPS), n
+
+
+def dtype_of_products(x: Tensor) -> torch.dtype:
+    """In which products of rows are compared, where the largest is looked for. There is no float64 on mps."""
+    wide = x.dtype == torch.float64 or (x.shape[1] <= IN_DOUBLE and x.device.type != "mps")
+    return torch.float64 if wide else torch.float32
 
 
 def as_factor(scale: Tensor | None, multiplier: float, like: Tensor) -> Tensor:

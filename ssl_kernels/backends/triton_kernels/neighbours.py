@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssl_kernels.backends.gpu.device import on_device
-from ssl_kernels.backends.gpu.neighbours import dtype_of_products
+from ssl_kernels.backends.reference.rows import dtype_of_products
 
 TILE: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
 TILE_DOUBLE: dict[str, Any] = TILE | {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16}  # correct, not tuned
