@@ -54,6 +54,16 @@ void bind_across(py::module_& m) {
       "neg, pos and top of the rows, and the columns' mean under their softmax");
 
   m.def(
+      "cross_softplus_mean",
+      [](const NumbersTuple& numbers, const PartTuple& x, const Parts& y, int64_t offset) {
+        const AcrossCall c = call(numbers, x, y, offset);
+        py::gil_scoped_release release;
+        const auto [loss, dscale] = cross_softplus_mean(c);
+        return std::pair(loss, dscale);
+      },
+      "the mean of softplus(neg - pos) of both sides; writes the gradients that are asked for, returns the scale's too");
+
+  m.def(
       "pair_softplus",
       [](const NumbersTuple& numbers, const PartTuple& x, const Parts& y, std::optional<int64_t> offset, double bias) {
         const AcrossCall c = call(numbers, x, y, offset);

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_kernels import ClipLoss, clip_loss, clip_reference
-from ssl_kernels.testing import evaluate, relative_error
+from ssl_kernels.ops import FLOATS, cross_mean
+from ssl_kernels.testing import Case, check, evaluate, relative_error
 
 
 def draw(n=6, d=4, dtype=torch.float32, device="cpu", seed=0):
@@ -124,6 +125,18 @@ def test_compiles_in_one_graph_with_everything(place, ids):
 
 
 # ------------------------------------------------------------------------------------------ scale and bias in all forms
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("n", "d", "temperature"), [(3, 512, 0.01), (33, 200, 0.07), (257, 33, 2.0), (100, 128, 0.005)]
+)
+def test_sweeps_of_their_own_for_loss_and_gradients(place, dtype, trained, n, d, temperature, monkeypatch):
+    # as large batches have them, where small ones get the loss and its gradients from one call
+    monkeypatch.setattr(cross_mean, "_at_once", lambda *_: False)
+    case = Case("clip", place.backend, place.device, dtype, n, d, temperature, trained=trained)
+    check(case.fused, case, case.inputs())
+
+
 def test_logit_scale_in_every_form(place):
     inputs = wide(place, 7, 7) | {"logit_scale": 4.0}
     expected = clip_loss(**inputs, backend=place.backend)

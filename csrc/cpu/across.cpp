@@ -28,6 +28,7 @@ template <class T> class Across : Engine<T> {
     } else {
       this->pack(y_);
       const bool sure = this->choose_shift(this->longest(x_.side) * this->longest(y_.side));
+      if (keep_) this->keep_entries();
       sums_of_both();
       if (!s_.running && !sure && (Base::lost(x_.side) || Base::lost(y_.side))) {
         this->run_on();
@@ -39,7 +40,7 @@ template <class T> class Across : Engine<T> {
   }
 
   double backward(const Reduced& rows, const Reduced& columns, const T* dneg, const T* dneg_y, const T* dpos) {
-    this->pack(y_);
+    if (!y_.z) this->pack(y_);
     const bool sure = this->choose_shift(this->longest(x_.side) * this->longest(y_.side));
     const T *neg = as(rows.neg), *top = as(rows.top), *neg_y = as(columns.neg), *top_y = as(columns.top);
     const bool reach = this->within_reach(x_.side.rows, neg, top) &&
@@ -48,12 +49,29 @@ template <class T> class Across : Engine<T> {
     this->want_weights(x_, neg, top, dneg);
     // a running maximum of rows alone takes one exponential an entry; a fixed shift adds nothing for the columns
     if (neg_y || !s_.running) this->want_weights(y_, neg_y, top_y, dneg_y);
+    s_.pos = nullptr;  // the tiles of this sweep keep no positives
     s_.dpos = dpos;
     const bool want_y = y_.side.parts[0].grad, want_x = x_.side.parts[0].grad || !want_y;
     if (want_x) this->want_gradient(x_);
     if (want_y) this->want_gradient(y_);
     this->sweep(kernels_.backward);
     return gradients();
+  }
+
+  // Both passes over the same packed rows, with the mean of softplus(neg - pos) of rows and of their positives' columns
+  // between them.
+  SoftplusMean softplus_mean() {
+    const int64_t rows = x_.side.rows, columns = y_.side.rows, first = *offset_;
+    auto neg = allocate<T>(rows), pos = allocate<T>(rows), top = allocate<T>(rows);
+    auto neg_y = allocate<T>(columns), pos_y = allocate<T>(rows), top_y = allocate<T>(columns);
+    auto dneg = allocate_zero<T>(rows), dneg_y = allocate_zero<T>(columns), dpos = allocate_zero<T>(rows);
+    const Reduced of_rows{neg.get(), pos.get(), top.get()}, of_columns{neg_y.get(), pos_y.get(), top_y.get()};
+    keep_ = true;
+    forward(of_rows, of_columns);
+    const double weight = 0.5 / double(rows);
+    const double sum = Base::add_softplus(neg.get(), pos.get(), rows, weight, dneg.get(), dpos.get()) +
+                       Base::add_softplus(neg_y.get() + first, pos_y.get(), rows, weight, dneg_y.get() + first, dpos.get());
+    return {weight * sum, backward(of_rows, of_columns, dneg.get(), dneg_y.get(), dpos.get())};
   }
 
   void attend(const Reduced& rows, T* mean) {
@@ -264,6 +282,7 @@ template <class T> class Across : Engine<T> {
   }
 
   std::optional<int64_t> offset_;
+  bool keep_ = false;  // entries, for a backward sweep in the same call
   Embeddings x_, y_;
 };
 
@@ -291,6 +310,10 @@ void attend_lse(const AcrossCall& call, const Reduced& rows, void* mean) {
   with_type(call, true, true, [&](auto&& across, auto zero) {
     across.attend(rows, static_cast<decltype(zero)*>(mean));
   });
+}
+
+SoftplusMean cross_softplus_mean(const AcrossCall& call) {
+  return with_type(call, true, false, [&](auto&& across, auto) { return across.softplus_mean(); });
 }
 
 PairSoftplus pair_softplus(const AcrossCall& call, double bias) {

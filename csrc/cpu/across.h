@@ -28,6 +28,10 @@ double cross_lse_backward(const AcrossCall& call, const Reduced& rows, const Red
 // The rows, and mean [rows of x, width], double or float: the columns under each row's softmax of its negatives.
 void attend_lse(const AcrossCall& call, const Reduced& rows, void* mean);
 
+// The mean of softplus(neg - pos), over the rows and over their positives' columns, and at once every part's grad that is
+// asked for and the gradient of the scale. There is an offset.
+SoftplusMean cross_softplus_mean(const AcrossCall& call);
+
 // The sum over all pairs of softplus(s), softplus(-s) of positives, and at once every part's grad that is asked for, in
 // double or float as the results.
 struct PairSoftplus {

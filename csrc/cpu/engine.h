@@ -28,6 +28,11 @@ struct Numbers {
   int threads;
 };
 
+// A loss that is the mean of softplus(neg - pos), and the gradient of the scale.
+struct SoftplusMean {
+  double loss, dscale;
+};
+
 template <class T> class Engine {
  protected:
   // A side of the matrix with its memory.
@@ -154,6 +159,13 @@ template <class T> class Engine {
     e.side.g = e.g.get();
   }
 
+  // For both sweeps of one call, where the matrix is small: the second needs neither products nor exponentials.
+  void keep_entries() {
+    if (s_.running || !kernels_.keeps_entries) return;
+    entries_ = allocate<T>(s_.x->padded * s_.y->padded);
+    s_.entries = entries_.get();
+  }
+
   // The gradient of a side's rows; returns sum_i z_i . dz_i. Fixed groups of rows, added up in order: the same sum for
   // any number of threads.
   double finish(const Side<T>& side) {
@@ -164,6 +176,20 @@ template <class T> class Engine {
         euler[k] = kernels_.finish(s_, side, k * group, std::min(side.rows, (k + 1) * group));
     });
     return std::accumulate(euler.begin(), euler.end(), 0.0);
+  }
+
+  // The sum of softplus(neg - pos) over `count` rows, and of its mean's gradient `weight` times each: into dneg, and
+  // less it into dpos.
+  static double add_softplus(const T* neg, const T* pos, int64_t count, double weight, T* dneg, T* dpos) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const T x = neg[i] - pos[i], e = std::exp(-std::fabs(x));
+      sum += (x > 0 ? x : T(0)) + std::log1p(e);
+      const T share = T(weight) * ((x > 0 ? T(1) : e) / (1 + e));
+      dneg[i] += share;
+      dpos[i] -= share;
+    }
+    return sum;
   }
 
   template <class F> void for_ranges(int64_t count, F&& f) { ssl::for_ranges(threads_, count, f); }
@@ -185,6 +211,7 @@ template <class T> class Engine {
   double scale_;
   Sweep<T> s_;
   Layout layout_;
+  Buffer<T> entries_;
 };
 
 }  // namespace ssl

@@ -12,7 +12,7 @@ const Isa& isa_amx() {
   using namespace SSL_ISA;
   static const Isa isa{
       "amx",
-      {panel<float>, layout_tiles, memory_of_tiles, pack_tiles, forward_tiles, backward_tiles,
+      {panel<float>, false, layout_tiles, memory_of_tiles, pack_tiles, forward_tiles, backward_tiles,
        gradient_tiles<Entry::attend>, gradient_tiles<Entry::softplus>, finish_tiles},
       isa_avx512().f64,
       isa_avx512().streams,

@@ -57,6 +57,7 @@ template <class T> struct Sweep {
   T* pos;        // the positives' products: [rows / period - 1, rows] of a set against itself, else [rows]; or null
   const T* dpos;  // the gradient of the positives' logits, as pos
   double* slope;  // softplus: sum of G_ij over each row
+  T* entries;     // [x.padded, y.padded]: what a fixed shift makes of each, left by forward for backward; or null
   bool self() const { return x == y; }
 };
 
@@ -73,6 +74,7 @@ struct Memory {
 template <class T> struct Kernels {
   typedef void Block(const Sweep<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
   int64_t panel;
+  bool keeps_entries;  // of a small matrix, where it is asked for them
   Layout (*layout)(const Sweep<T>&);
   Memory (*memory)(const Sweep<T>&, const Side<T>&);
   void (*pack)(const Sweep<T>&, const Side<T>&, int64_t first_panel, int64_t last_panel);

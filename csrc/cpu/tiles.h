@@ -92,7 +92,7 @@ template <class T> SSL_INLINE bool columns_count(const Sweep<T>& s, int64_t i0, 
 }
 
 // Row sums gather in lanes, column sums in one panel; both sides' totals are added once a block, in double.
-template <class T>
+template <class T, bool Keep>
 SSL_INLINE void forward_fixed(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
   T *partial = scratch, *row_sums = partial + strip * P, *column_sums = row_sums + (i1 - i0) * L;
@@ -110,6 +110,7 @@ SSL_INLINE void forward_fixed(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t
       for (int v = 0; v < NV; ++v) {
         Vec<T> e = exp2<T>(acc[r][v] * scale + (acc[r][v] * scale_low - shift));
         if (__builtin_expect(keep != nullptr, 0)) e = kept<T>(e, keep + r * P + v * L);
+        if constexpr (Keep) store<T>(s.entries + (i + r) * s.y->padded + j + v * L, e);
         row += e;
         column[v] += e;
       }
@@ -179,14 +180,17 @@ void forward(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, 
   i1 = i1 < s.x->rows ? i1 : s.x->rows;
   if (s.running)
     forward_running(s, i0, i1, j0, j1, scratch);
+  else if (s.entries)
+    forward_fixed<T, true>(s, i0, i1, j0, j1, scratch);
   else
-    forward_fixed(s, i0, i1, j0, j1, scratch);
+    forward_fixed<T, false>(s, i0, i1, j0, j1, scratch);
 }
 
 // ------------------------------------------------------------------------------------------------------ backward
 // What an entry puts into G, and what the sweep adds up besides.
 enum class Entry {
   fixed,     // both sides' softmax, under a fixed shift
+  kept,      // the same, from the entries that the forward sweep kept
   running,   // both sides' softmax, each from its own sum
   rows,      // that of rows alone
   attend,    // a row's softmax before it is divided by its sum, and the sum
@@ -284,6 +288,16 @@ SSL_INLINE void gradient_tile(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t
   });
 }
 
+template <class T>
+SSL_INLINE void gradient_of_kept(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* G) {
+  for (int64_t i = i0; i < i1; ++i, G += j1 - j0) {
+    const T* const entries = s.entries + i * s.y->padded;
+    const Vec<T> weight = splat<T>(s.x->weight[i]);
+    for (int64_t j = j0; j < j1; j += lanes<T>)
+      store<T>(G + j - j0, load<T>(entries + j) * (weight + load<T>(s.y->weight + j)));
+  }
+}
+
 // dX_I += G Y_J and dY_J += G' X_I, a strip of rows of G at a time
 template <class T, Entry E>
 SSL_INLINE void gradient_block(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
@@ -298,7 +312,10 @@ SSL_INLINE void gradient_block(const Sweep<T>& s, int64_t i0, int64_t i1, int64_
   for (int64_t ii = i0; ii < i1; ii += strip) {
     const int64_t rows = i1 - ii < strip ? i1 - ii : strip;
     if constexpr (sums_too) memset(sums, 0, 2 * rows * L * sizeof(T));
-    gradient_tile<T, E>(s, ii, ii + rows, j0, j1, partial, G, sums);
+    if constexpr (E == Entry::kept)
+      gradient_of_kept(s, ii, ii + rows, j0, j1, G);
+    else
+      gradient_tile<T, E>(s, ii, ii + rows, j0, j1, partial, G, sums);
     if constexpr (sums_too)
       for (int64_t r = 0; r < rows; ++r) {
         x.sum[ii + r] += sum_lanes<T>(load<T>(sums + 2 * r * L));
@@ -318,7 +335,9 @@ SSL_INLINE void gradient_block(const Sweep<T>& s, int64_t i0, int64_t i1, int64_
 
 template <class T>
 void backward(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
-  if (!s.running)
+  if (!s.running && s.entries)
+    gradient_block<T, Entry::kept>(s, i0, i1, j0, j1, scratch);
+  else if (!s.running)
     gradient_block<T, Entry::fixed>(s, i0, i1, j0, j1, scratch);
   else if (s.y->weight)
     gradient_block<T, Entry::running>(s, i0, i1, j0, j1, scratch);
@@ -357,7 +376,7 @@ template <class T> Memory memory(const Sweep<T>& s, const Side<T>& side) {
 }
 
 template <class T> constexpr Kernels<T> kernels() {
-  return {panel<T>, layout<T>, memory<T>, pack<T>, forward<T>, backward<T>, attend<T>, softplus<T>, finish<T>};
+  return {panel<T>, true, layout<T>, memory<T>, pack<T>, forward<T>, backward<T>, attend<T>, softplus<T>, finish<T>};
 }
 
 }  // namespace ssl::SSL_ISA

@@ -57,18 +57,13 @@ template <class T> class Within : Engine<T> {
   SoftplusMean softplus_mean() {
     const int64_t rows = e_.side.rows, count = (rows / s_.rule.period - 1) * rows;
     auto neg = allocate<T>(rows), top = allocate<T>(rows), dneg = allocate_zero<T>(rows);
-    auto pos = allocate<T>(count);
+    auto pos = allocate<T>(count), dpos = allocate_zero<T>(count);
+    this->keep_entries();
     forward(neg.get(), pos.get(), top.get());
     double loss = 0;
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t i = k % rows;
-      const T x = neg[i] - pos[k], e = std::exp(-std::fabs(x));
-      loss += (x > 0 ? x : T(0)) + std::log1p(e);
-      const T share = (x > 0 ? T(1) : e) / (1 + e) / T(count);
-      dneg[i] += share;
-      pos[k] = -share;
-    }
-    return {loss / double(count), backward(neg.get(), top.get(), dneg.get(), pos.get())};
+    for (int64_t k = 0; k < count; k += rows)
+      loss += Base::add_softplus(neg.get(), pos.get() + k, rows, 1 / double(count), dneg.get(), dpos.get() + k);
+    return {loss / double(count), backward(neg.get(), top.get(), dneg.get(), dpos.get())};
   }
 
  private:

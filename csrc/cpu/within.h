@@ -19,9 +19,6 @@ void self_lse_forward(const WithinCall& call, void* neg, void* pos, void* top);
 double self_lse_backward(const WithinCall& call, const void* neg, const void* top, const void* dneg, const void* dpos);
 
 // The mean of softplus(neg - pos), and at once every part's grad and the gradient of the scale.
-struct SoftplusMean {
-  double loss, dscale;
-};
 SoftplusMean self_lse_softplus_mean(const WithinCall& call);
 
 }  // namespace ssl

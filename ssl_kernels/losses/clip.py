@@ -38,6 +38,7 @@ from ssl_kernels.ops import (
     check_rows,
     check_width,
     cross_lse,
+    cross_softplus_mean,
     mean_log_share,
 )
 
@@ -86,18 +87,16 @@ def clip_loss(
     _check(image_features, text_features, negatives, ids, text_ids, offset)
     scale, multiplier = as_logit_scale(logit_scale, image_features)
     texts = [text_features] if negatives is None else [text_features, negatives]
-    at = offset if sum(map(len, texts)) >= len(image_features) else None
-    rows, columns = cross_lse(
-        image_features, texts, scale, multiplier, offset=at, normalize=False, columns=True, backend=backend
-    )
-    if ids is not None:
+    options: dict[str, Any] = {"normalize": False, "backend": backend}
+    if ids is None:
+        loss = cross_softplus_mean(image_features, texts, scale, multiplier, offset=offset, **options)
+    else:
+        at = offset if sum(map(len, texts)) >= len(image_features) else None
+        rows, columns = cross_lse(image_features, texts, scale, multiplier, offset=at, columns=True, **options)
         classes = dense_classes(torch.cat([ids, ids if text_ids is None else text_ids]))
         factor = as_factor(scale, multiplier, image_features)
         loss = _by_classes(image_features, text_features, rows, columns, classes, factor)
         loss = loss.to(accumulate_dtype(image_features.dtype))
-    else:
-        own = columns.neg[offset : offset + len(image_features)]
-        loss = (mean_log_share(rows.neg, rows.pos) + mean_log_share(own, columns.pos)) / 2
     return _unseen(loss, logit_bias)
 
 

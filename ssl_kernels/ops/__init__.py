@@ -21,6 +21,7 @@ from ssl_kernels.ops.checks import (
     check_views,
     check_width,
 )
+from ssl_kernels.ops.cross_mean import cross_softplus_mean
 from ssl_kernels.ops.distances import student_lse
 from ssl_kernels.ops.log_distance import log_distance
 from ssl_kernels.ops.neighbours import nearest
@@ -46,6 +47,7 @@ __all__ = [
     "check_width",
     "cosine",
     "cross_lse",
+    "cross_softplus_mean",
     "enqueue_",
     "log_distance",
     "mean_log_share",

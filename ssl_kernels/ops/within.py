@@ -195,7 +195,7 @@ class _AtOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, *_):
-        dscale, *dx = once(_times, g, *ctx.saved_tensors)
+        dscale, *dx = once(times, g, *ctx.saved_tensors)
         return (None, dscale if ctx.needs_input_grad[1] else None, None, None, None, *dx)
 
 
@@ -204,7 +204,8 @@ def _softplus_mean_autograd(x, scale, multiplier, period, backend):
     return loss, dscale, dx
 
 
-def _times(g, dscale, *rest):
+def times(g, dscale, *rest):
+    """Gradients that came with a loss, as many more tensors than there are gradients of features after them."""
     dx = rest[: len(rest) // 2]
     return (g * dscale, *(g * d for d in dx))
 

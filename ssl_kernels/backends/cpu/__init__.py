@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_kernels.backends.cpu.across import attend_lse, cross_lse, cross_lse_backward
+from ssl_kernels.backends.cpu.across import attend_lse, cross_lse, cross_lse_backward, cross_softplus_mean
 from ssl_kernels.backends.cpu.aligned import cosine, cosine_backward
 from ssl_kernels.backends.cpu.averaging import average_
 from ssl_kernels.backends.cpu.biased import biased_lse
@@ -32,6 +32,7 @@ __all__ = [
     "cosine_backward",
     "cross_lse",
     "cross_lse_backward",
+    "cross_softplus_mean",
     "enqueue_",
     "log_distance",
     "log_distance_backward",

@@ -44,6 +44,15 @@ def cross_lse_backward(
     return dx, dy, neg.new_zeros(()) if scale is None else torch.full_like(scale, multiplier * dfactor)
 
 
+def cross_softplus_mean(x, y, scale, multiplier, offset, normalize):
+    x, y = rows(x), [rows(t) for t in y]
+    dx, *dy = (torch.empty(t.shape, dtype=t.dtype) for t in (x, *y))
+    parts = [part(t, d) for t, d in zip((x, *y), (dx, *dy), strict=True)]
+    mean, dfactor = native.C.cross_softplus_mean(numbers(x, scale, multiplier, normalize), parts[0], parts[1:], offset)
+    loss = torch.tensor(mean, dtype=results_dtype(x))
+    return loss, torch.zeros_like(loss) if scale is None else torch.full_like(scale, multiplier * dfactor), dx, dy
+
+
 def attend_lse(x, y, scale, multiplier, offset, normalize):
     x, y = rows(x), [rows(t) for t in y]
     ours = _side(x, x.shape[0], 0 if offset is None else x.shape[0])
