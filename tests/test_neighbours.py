@@ -64,6 +64,22 @@ def test_the_first_of_equals_wins(place):
     assert nearest(zeros, zeros, skip=0, backend=place.backend).tolist() == [1, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 2), (64, 5), (65, 16), (130, 17), (300, 128), (700, 40)])
+def test_a_set_against_itself(place, dtype, n, d):
+    # where half of the matrix serves both its sides: the answer is that of a copy, to which it is another set
+    x, _ = draw(n, 1, d, dtype, place.device)
+    x[n // 2 :: 7] = x[n // 3].clone()  # equals, before and behind, of which the first wins
+    if n > 64:
+        x[5], x[n - 3] = 0, torch.nan
+    index = nearest(x, x, skip=0, backend=place.backend)
+    assert torch.equal(index, nearest(x, x.clone(), skip=0, backend=place.backend))
+    assert n == 1 or not (index == torch.arange(n, device=place.device)).any()
+    assert torch.equal(nearest(x, x, backend=place.backend), nearest(x, x.clone(), backend=place.backend))
+    columns = torch.stack([x, x], -1).flatten(1)[:, ::2]
+    assert torch.equal(nearest(columns, columns, skip=0, backend=place.backend), index)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("d", [5, 40])
 def test_the_answer_is_a_row_whatever_comes(place, bad, d):
@@ -83,16 +99,18 @@ def test_every_instruction_set(isa, dtype):
     try:
         native.C.use_isa(isa)
         assert torch.equal(nearest(x, y, skip=1, backend="cpu"), nearest(x, y, skip=1, backend="reference"))
+        assert torch.equal(nearest(y, y, skip=0, backend="cpu"), nearest(y, y, skip=0, backend="reference"))
     finally:
         native.C.use_isa(before)
 
 
 def test_any_number_of_threads():
     (x, y), threads, found = draw(500, 700, 64, torch.float32), torch.get_num_threads(), []
+    y[100::50] = y[99]
     try:
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            found.append(nearest(x, y, backend="cpu"))
+            found.append(torch.cat([nearest(x, y, backend="cpu"), nearest(y, y, skip=0, backend="cpu")]))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(other, found[0]) for other in found)

@@ -17,7 +17,8 @@ template <class T> SSL_INLINE typename Simd<T>::Bits splat_index(int64_t k) {
 // A lane keeps the best of its columns, and the number of the vector it came from: with the lane, that is the column.
 // Columns come in order and only a larger product replaces one, so that among equals the first stays. What is left out
 // is -infinity, which never replaces anything; a row of nothing else answers its first candidate.
-template <class T> void nearest_of_panel(const Nearest<T>& s, int64_t row_panel) {
+template <class T, bool Both>
+SSL_INLINE void nearest_of_panel(const Nearest<T>& s, int64_t row_panel, const BestOfColumns<T>& columns) {
   FlushDenormals flush;
   using Index = typename Simd<T>::Bits;
   constexpr int64_t P = panel<T>, L = lanes<T>;
@@ -31,7 +32,7 @@ template <class T> void nearest_of_panel(const Nearest<T>& s, int64_t row_panel)
     from[r] = Index{} - 1;
   }
   const T* a = s.x.z + row_panel * s.x.width * P;
-  for (int64_t j = 0; j < s.y.padded; j += P) {
+  for (int64_t j = Both ? i0 : 0; j < s.y.padded; j += P) {
     const T* b = s.y.z + j * s.y.width;
     // wide rows are taken in passes, whose part of the panel stays in L1 for all rows
     int64_t k0 = 0;
@@ -71,6 +72,21 @@ template <class T> void nearest_of_panel(const Nearest<T>& s, int64_t row_panel)
         best[r0 + r] = top;
         from[r0 + r] = number;
       }
+      if (Both && j != i0)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          Index row;
+          memcpy(&row, columns.row + j + v * L, sizeof row);
+          Vec<T> top = load<T>(columns.best + j + v * L);
+#pragma GCC unroll 16
+          for (int r = 0; r < R; ++r) {
+            const Index better = acc[r][v] > top;
+            top = better ? acc[r][v] : top;
+            row = better ? splat_index<T>(i0 + r0 + r) : row;
+          }
+          store<T>(columns.best + j + v * L, top);
+          memcpy(columns.row + j + v * L, &row, sizeof row);
+        }
     });
   }
   for (int64_t r = 0; r < rows; ++r) {
@@ -86,7 +102,15 @@ template <class T> void nearest_of_panel(const Nearest<T>& s, int64_t row_panel)
       }
     }
     s.index[i0 + r] = index;
+    if (Both) s.best[i0 + r] = top;
   }
+}
+
+template <class T> void nearest_of_rows(const Nearest<T>& s, int64_t row_panel) {
+  nearest_of_panel<T, false>(s, row_panel, {});
+}
+template <class T> void nearest_of_both(const Nearest<T>& s, int64_t row_panel, const BestOfColumns<T>& columns) {
+  nearest_of_panel<T, true>(s, row_panel, columns);
 }
 
 }  // namespace ssl::SSL_ISA

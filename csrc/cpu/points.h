@@ -1,5 +1,6 @@
 // Points, which are compared by their distances or searched for the nearest: what drivers and kernels agree on.
 #pragma once
+#include <type_traits>
 #include "sweep.h"
 
 namespace ssl {
@@ -44,6 +45,15 @@ template <class T> struct Nearest {
   bool skips;
   int64_t skip;
   int64_t* index;  // [x.rows]
+  T* best;         // [x.rows]: its product, -infinity where nothing is larger; null: nobody asks
+};
+
+// Of a set against itself a tile serves both its sides. The largest products of columns so far, and their rows, which
+// come in order: among equals the first stays.
+template <class T> struct BestOfColumns {
+  using Row = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  T* best;   // [padded], -infinity at first
+  Row* row;
 };
 
 template <class T> struct PointKernels {
@@ -54,6 +64,8 @@ template <class T> struct PointKernels {
   void (*backward)(const StudentLse<T>&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch);
   void (*finish)(const StudentLse<T>&, T factor, int64_t i0, int64_t i1);  // factor times g to the parts' gradients
   void (*nearest)(const Nearest<T>&, int64_t panel);  // of one panel of x's rows
+  // of a set against itself: of one panel of rows those columns that are not before it, and the columns' own
+  void (*nearest_of_both)(const Nearest<T>&, int64_t panel, const BestOfColumns<T>&);
 };
 
 struct PointIsa {
