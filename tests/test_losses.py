@@ -372,12 +372,13 @@ def test_what_is_not_finite_stays_so(spec, place, bad, dtype, n, d):
         for i, j in {(0, 0), (n - 1, d - 1), (n // 2, 0), (0, d // 2)}:
             inputs = case.inputs()
             inputs[name][i, j] = bad
-            got, eager = case.evaluate(inputs), evaluate(spec.reference, inputs, spec.asking)
-            row = eager[name][i]  # the gradient of the row that holds it
+            # the definition in float64: torch's products of 16 bits make NaN of infinities at some widths on some CPUs
+            got, truth = case.evaluate(inputs), evaluate(spec.reference, testing.widened(inputs), spec.asking)
+            row = truth[name][i]  # the gradient of the row that holds it
             if bad is torch.nan and n > 1:
-                assert eager.loss.isnan() and row.isnan().any()
-            # an infinity does no harm at the end of a sigmoid: not where eager is finite too
-            assert not got.loss.isfinite() or eager.loss.isfinite()
+                assert truth.loss.isnan() and row.isnan().any()
+            # an infinity does no harm at the end of a sigmoid: not where the truth is finite too
+            assert not got.loss.isfinite() or truth.loss.isfinite()
             assert not got[name][i].isfinite().all() or row.isfinite().all()
 
 
