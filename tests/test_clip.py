@@ -124,7 +124,6 @@ def test_compiles_in_one_graph_with_everything(place, ids):
         torch.testing.assert_close(got[name], expected[name])
 
 
-# ------------------------------------------------------------------------------------------ scale and bias in all forms
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize(
@@ -137,6 +136,7 @@ def test_sweeps_of_their_own_for_loss_and_gradients(place, dtype, trained, n, d,
     check(case.fused, case, case.inputs())
 
 
+# ------------------------------------------------------------------------------------------ scale and bias in all forms
 def test_logit_scale_in_every_form(place):
     inputs = wide(place, 7, 7) | {"logit_scale": 4.0}
     expected = clip_loss(**inputs, backend=place.backend)
