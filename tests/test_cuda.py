@@ -165,6 +165,45 @@ def test_sweeps_use_tensor_cores(source):
                 assert re.search(r"\b[HD]MMA\b", body), f"{kernel} for {arch} multiplies without tensor cores"
 
 
+def _tile_loops(body: str) -> list[str]:
+    """The smallest loops of a kernel that have both products and exponentials in them: those over tiles."""
+    code = [(int(at, 16), line) for at, line in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)]
+    jumps = [(int(to[1], 16), at) for at, line in code if (to := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line))]
+    bounds = []
+    for first, last in jumps:
+        inside = "\n".join(line for at, line in code if first <= at <= last)
+        if "MMA." in inside and "MUFU.EX2" in inside:
+            bounds.append((first, last, inside))
+    return [
+        loop for first, last, loop in bounds
+        if not any((first, last) != (a, b) and first <= a and b <= last for a, b, _ in bounds)
+    ]  # fmt: skip
+
+
+# In a loop over tiles: waits, edges, the search for what is no negative. Of nvcc 13.0 at most 88; with a condition
+# beside every entry they were 360 to 875.
+MOST_BRANCHES = 120
+
+
+@compiled
+@pytest.mark.parametrize("source", SWEEPS)
+def test_sweeps_neither_branch_at_every_entry_nor_wait_for_every_product(source):
+    """What cannot be timed here can be counted: a choice left inside a loop becomes a branch at every entry, and
+    products whose registers the assembler sees touched are waited for one by one."""
+    sass = subprocess.run(
+        [_tool("cuobjdump"), "-sass", BUILT / f"{source}.o"], capture_output=True, text=True, check=True
+    ).stdout
+    loops = 0
+    for kernel, body in re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", sass, re.S):
+        for loop in _tile_loops(body):
+            loops += 1
+            branches = len(re.findall(r"\bBRA\b", loop))
+            assert branches <= MOST_BRANCHES, f"{kernel} branches {branches} times for a tile"
+        products, waits = (len(re.findall(rf"\b{name}\b", body)) for name in ("HGMMA", r"WARPGROUP\.DEPBAR"))
+        assert 2 * waits <= products or not products, f"{kernel} waits {waits} times for {products} products"
+    assert loops >= 10
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ssl_kernels._cuda") is None, reason="the CUDA kernels were not built")
 def test_the_module_loads_without_a_driver():
     code = "from ssl_kernels import _cuda; print(_cuda.emulated, _cuda.driver_version(), _cuda.runtime_version() > 0)"

@@ -67,7 +67,8 @@ int forward(const Forward& call, void* stream);
 // What row i receives from each span of columns, sum_j G_ij y_j.
 struct Backward {
   Matrix matrix;
-  const void *x_weights, *y_weights;  // reals [3][padded] (weight, top, neg), as weigh makes them; one may be null
+  const void *x_weights, *y_weights;  // reals [4][padded], as weigh makes them; x's null where rows have none
+  bool of_columns;                    // false: those of y are zeros and their factors
   void* received;                     // reals [spans][x.padded][width], rows and columns of it in plain order
   int span;                           // columns of a span, a multiple of block_n
 };
@@ -243,7 +244,8 @@ int combine(const Combine& call, void* stream);
 // What a row and a column put into G, and the power of two that it is in units of.
 struct WeighSide {
   const void *neg, *top, *dneg;  // reals [rows]; null: nobody reduced this side
-  void* weights;                 // reals [3][padded]
+  const float* factors;          // as a side's
+  void* weights;                 // reals [4][padded]: weight, top, neg, factor
   int rows, padded;
 };
 struct Weigh {

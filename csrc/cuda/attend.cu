@@ -14,12 +14,14 @@ template <class O> constexpr float FIXED_LIMIT_OF = O::PIECES == 2 ? 9.0f : 14.5
 template <class Cut> struct Attention {
   using O = typename Cut::O;
   using Real = typename O::Real;
-  static constexpr int MT = Cut::MT, BN = Cut::BN, VECTORS = 0;
+  static constexpr int MT = Cut::MT, BN = Cut::BN, VECTORS = 1;  // of a column: factor
+  static constexpr bool SHIFTS = true;
   const Attend& call;
   Place place;
   bool fixed;
   Real shift, factor, unit_of_columns;
   Real row_factor[MT][2], top[MT][2], total[MT][2];
+  Real keep[MT][2];  // by what a rising maximum shrinks what is summed so far
 
   SSL_DEVICE Attention(const Attend& call, Place place) : call(call), place(place) {
     const Matrix& m = call.matrix;
@@ -29,81 +31,63 @@ template <class Cut> struct Attention {
     factor = tile_factor(plain, fixed);
     unit_of_columns = unit_of_largest<Real>(m);
     fill_row_factors(row_factor, m, place, factor);
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        top[mt][h] = fixed ? shift / Real(LOG2E) : Real(LOWEST);
-        total[mt][h] = 0;
-      }
+    each_row<MT>([&](int mt, int h) {
+      top[mt][h] = fixed ? shift / Real(LOG2E) : Real(LOWEST);
+      total[mt][h] = 0;
+      keep[mt][h] = 1;
+    });
   }
-  SSL_DEVICE static ColumnVectors<Real> vectors(const Attend&) { return {}; }
+  SSL_DEVICE static ColumnVectors<Real> vectors(const Attend& call) { return factors_of<Real>(call.matrix.y); }
 
-  template <int OUT, class Pairs>
-  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>& out, const Real*, int first, const Pairs& pairs) {
-    const bool special = pairs.special();
-    const float* const factors = call.matrix.y.factors;
-    const auto counts = [&](int i, int j) { return !special || (pairs.inside(i, j) && pairs.negative(i, j)); };
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int i = place.i(mt, 2 * h);
-        if (fixed) {
-#pragma unroll
-          for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              Real& entry = s.at[mt][n][2 * h + c];
-              entry = counts(i, first + place.in_tile(n, c)) ? exp2_fast(entry * factor - shift) : Real(0);
-              total[mt][h] += entry;
-            }
-          continue;
-        }
-        Real highest = Real(LOWEST);
-#pragma unroll
-        for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            const int j = first + place.in_tile(n, c);
-            Real& entry = s.at[mt][n][2 * h + c];
-            if (!counts(i, j)) entry = -Real(INFINITY);
-            else entry *= factors ? row_factor[mt][h] * Real(factors[j]) : row_factor[mt][h];
-            highest = larger(highest, entry);
-          }
-        highest = largest_of_lanes(highest, ROW_LANES);
-        const Real above = larger(top[mt][h], highest - Real(LIFT_LOG2 / LOG2E)), keep = exp_fast(top[mt][h] - above);
+  template <bool FIXED, class Pairs>
+  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, const Real* columns, int first, const Pairs& pairs) {
+    if constexpr (FIXED) {
+      s.each([&](Real& entry, int, int, int, int) { entry = exp2_fast(entry * factor - shift); });
+      replace_others(s, place, first, pairs, Real(0));
+      s.each([&](Real& entry, int mt, int h, int, int) { total[mt][h] += entry; });
+    } else {
+      s.each_column(place, [&](int j, auto&& each) {
+        Real f_j[2];
+        load_factors(f_j, call.matrix.y, columns, j);
+        each([&](Real& entry, int mt, int h, int c) { entry *= row_factor[mt][h] * f_j[c]; });
+      });
+      replace_others(s, place, first, pairs, -Real(INFINITY));
+      Real highest[MT][2];
+      each_row<MT>([&](int mt, int h) { highest[mt][h] = Real(LOWEST); });
+      s.each([&](Real& entry, int mt, int h, int, int) { highest[mt][h] = larger(highest[mt][h], entry); });
+      each_row<MT>([&](int mt, int h) {
+        const Real found = largest_of_lanes(highest[mt][h], ROW_LANES);
+        const Real above = larger(top[mt][h], found - Real(LIFT_LOG2 / LOG2E));
+        keep[mt][h] = exp_fast(top[mt][h] - above);
         top[mt][h] = above;
-        total[mt][h] *= keep;
-        scale_row(out, mt, h, keep);
-#pragma unroll
-        for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            Real& entry = s.at[mt][n][2 * h + c];
-            entry = exp_fast(entry - above);
-            total[mt][h] += entry;
-            if (factors) entry *= Real(factors[first + place.in_tile(n, c)]) * unit_of_columns;
-          }
-      }
+        total[mt][h] *= keep[mt][h];
+      });
+      s.each([&](Real& entry, int mt, int h, int, int) {
+        entry = exp_fast(entry - top[mt][h]);
+        total[mt][h] += entry;
+      });
+      if (!call.matrix.y.factors) return;
+      s.each_column(place, [&](int j, auto&& each) {
+        Real f_j[2];
+        load_two(f_j, columns + j);
+        each([&](Real& entry, int, int, int c) { entry *= f_j[c] * unit_of_columns; });
+      });
+    }
+  }
+  template <int OUT> SSL_DEVICE void rescale(Entries<Real, MT, OUT>& out) const {
+    if (!fixed) rescale_rows(out, keep);
   }
   template <int OUT> SSL_DEVICE void finish(Entries<Real, MT, OUT>&) const {}
 
   SSL_DEVICE void store() const {
     if (blockIdx.z > 0) return;
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        Real sum = total[mt][h];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (place.lane % 4 == 0) {
-          const int64_t at = int64_t(blockIdx.y) * call.matrix.x.padded + place.i(mt, 2 * h);
-          static_cast<Real*>(call.sums)[at] = sum;
-          static_cast<Real*>(call.tops)[at] = top[mt][h];
-        }
-      }
+    each_row<MT>([&](int mt, int h) {
+      const Real sum = sum_of_lanes(total[mt][h], ROW_LANES);
+      if (place.lane % ROW_LANES > 0) return;
+      const int64_t at = int64_t(blockIdx.y) * call.matrix.x.padded + place.i(mt, 2 * h);
+      static_cast<Real*>(call.sums)[at] = sum;
+      static_cast<Real*>(call.tops)[at] = top[mt][h];
+    });
   }
 };
 

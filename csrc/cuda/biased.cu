@@ -8,6 +8,7 @@ namespace ssl::cuda {
 namespace {
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
+constexpr int AT_ONCE = 8;  // logits of a thread whose loads are under way together
 
 // A running maximum and the sum of exponentials relative to it.
 template <class Real> struct RunningSum {
@@ -20,21 +21,38 @@ template <class Real> struct RunningSum {
     sum = sum * exp2_fast(top - least) + more * exp2_fast(more_top - least);
     top = higher;
   }
-  // NaN is no maximum, but its exponential is none either
-  SSL_DEVICE void add(Real s) { s == s ? add(s, Real(1)) : add(Real(0), s); }
+  SSL_DEVICE void add(const Real (&s)[AT_ONCE]) {
+    Real higher = top, more = 0;  // NaN is no maximum, but its exponential is none either
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k) higher = larger(higher, s[k]);
+    const Real least = higher == -Real(INFINITY) ? Real(0) : higher;
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k) more += exp2_fast(s[k] - least);
+    sum = sum * exp2_fast(top - least) + more;
+    top = higher;
+  }
   SSL_DEVICE Real result() const { return (top + Real(log2(double(sum)))) / Real(LOG2E); }
 };
 
-template <class Real> SSL_DEVICE Real logit_at(const BiasedLse& call, int64_t row, int column) {
-  const Real s = number_at<Real>(call.logits, call.dtype, row * call.stride + column) * Real(call.multiplier * LOG2E);
-  if (!call.bias) return s;
-  return s + static_cast<const Real*>(call.bias)[call.of_rows ? column : row] * Real(LOG2E);
+// The first `count` of AT_ONCE logits, `step` apart in memory; the bias goes along with them.
+template <class Real>
+SSL_DEVICE void load_logits(Real (&s)[AT_ONCE], const BiasedLse& call, int64_t at, int64_t step, int count, int64_t bias, int bias_step) {
+  load_share(s, call.logits, call.dtype, at, step, count, -Real(INFINITY));
+#pragma unroll
+  for (int k = 0; k < AT_ONCE; ++k) {
+    s[k] = k < count ? s[k] * Real(call.multiplier * LOG2E) : -Real(INFINITY);
+    if (call.bias && k < count) s[k] += static_cast<const Real*>(call.bias)[bias + k * bias_step] * Real(LOG2E);
+  }
 }
 
 template <class Real> __global__ void __launch_bounds__(THREADS) lse_of_rows(const BiasedLse call) {
   const int64_t row = blockIdx.x;
   RunningSum<Real> mine;
-  for (int column = int(threadIdx.x); column < call.width; column += THREADS) mine.add(logit_at<Real>(call, row, column));
+  for (int column = int(threadIdx.x); column < call.width; column += AT_ONCE * THREADS) {
+    Real s[AT_ONCE];
+    load_logits(s, call, row * call.stride + column, THREADS, (call.width - column + THREADS - 1) / THREADS, column, THREADS);
+    mine.add(s);
+  }
 #pragma unroll
   for (int step = 16; step > 0; step /= 2)
     mine.add(__shfl_xor_sync(ALL_LANES, mine.top, step), __shfl_xor_sync(ALL_LANES, mine.sum, step));
@@ -54,7 +72,12 @@ template <class Real> __global__ void __launch_bounds__(THREADS) lse_of_columns(
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, column = int(blockIdx.x) * 32 + lane;
   RunningSum<Real> mine;
   if (column < call.width)
-    for (int64_t row = warp; row < call.rows; row += WARPS) mine.add(logit_at<Real>(call, row, column));
+    for (int64_t row = warp; row < call.rows; row += AT_ONCE * WARPS) {
+      Real s[AT_ONCE];
+      const int64_t left = (call.rows - row + WARPS - 1) / WARPS;
+      load_logits(s, call, row * call.stride + column, WARPS * call.stride, left < AT_ONCE ? int(left) : AT_ONCE, row, WARPS);
+      mine.add(s);
+    }
   Real* const of_warps = reinterpret_cast<Real*>(shared_memory());  // [WARPS][2][32]
   of_warps[warp * 64 + lane] = mine.top;
   of_warps[warp * 64 + 32 + lane] = mine.sum;

@@ -64,15 +64,15 @@ void bind_sweeps(py::module_& m) {
     check(forward({matrix_of(matrix), at(x_sums), at(x_tops), at(y_sums), at(y_tops), x_group, y_group}, at(stream)),
           "the forward sweep");
   });
-  m.def("backward", [](const MatrixTuple& matrix, Address x_weights, Address y_weights, Address received, int span,
-                       Address stream) {
-    check(backward({matrix_of(matrix), at(x_weights), at(y_weights), at(received), span}, at(stream)),
+  m.def("backward", [](const MatrixTuple& matrix, Address x_weights, Address y_weights, bool of_columns, Address received,
+                       int span, Address stream) {
+    check(backward({matrix_of(matrix), at(x_weights), at(y_weights), of_columns, at(received), span}, at(stream)),
           "the backward sweep");
   });
-  m.def("gradient_entries", [](const MatrixTuple& matrix, Address x_weights, Address y_weights, Address entries, int first_row,
-                               int rows, Address stream) {
+  m.def("gradient_entries", [](const MatrixTuple& matrix, Address x_weights, Address y_weights, bool of_columns,
+                               Address entries, int first_row, int rows, Address stream) {
     GradientEntries call{};
-    static_cast<Backward&>(call) = {matrix_of(matrix), at(x_weights), at(y_weights), nullptr, 0};
+    static_cast<Backward&>(call) = {matrix_of(matrix), at(x_weights), at(y_weights), of_columns, nullptr, 0};
     call.span = call.matrix.y.padded;
     call.entries = at(entries);
     call.first_row = first_row;
@@ -170,12 +170,12 @@ void bind_rows(py::module_& m) {
                   at(stream)),
           "the results of rows");
   });
-  using WeighTuple = std::tuple<Address, Address, Address, Address, int, int>;
+  using WeighTuple = std::tuple<Address, Address, Address, Address, Address, int, int>;
   m.def("weigh", [](const WeighTuple& x, const WeighTuple& y, bool doubles, bool normalize, NumberTuple scale,
                     double multiplier, Address unit, Address stream) {
     auto side = [](const WeighTuple& s) {
-      const auto& [neg, top, dneg, weights, rows, padded] = s;
-      return WeighSide{at(neg), at(top), at(dneg), at(weights), rows, padded};
+      const auto& [neg, top, dneg, factors, weights, rows, padded] = s;
+      return WeighSide{at(neg), at(top), at(dneg), reinterpret_cast<const float*>(factors), at(weights), rows, padded};
     };
     check(weigh({{side(x), side(y)}, doubles, normalize, number_of(scale), multiplier, at(unit)}, at(stream)),
           "the weights of rows");

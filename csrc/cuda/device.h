@@ -54,6 +54,13 @@ SSL_DEVICE void multiply_add(double& c0, double& c1, double a, double b) {
                : "+d"(c0), "+d"(c1) : "d"(a), "d"(b));
 }
 
+// The thread's number in its warp, asked for anew: for code that runs too rarely to keep it in a register for.
+SSL_DEVICE int lane_now() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 // ------------------------------------------------------------------------------------------------------------ numbers
 SSL_DEVICE float exp2_fast(float x) {
   float y;
@@ -61,6 +68,12 @@ SSL_DEVICE float exp2_fast(float x) {
   return y;
 }
 SSL_DEVICE double exp2_fast(double x) { return exp2(x); }
+SSL_DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+SSL_DEVICE double reciprocal_fast(double x) { return 1 / x; }
 SSL_DEVICE uint32_t pack_halves(float low, float high) {  // round to nearest; low in the lower 16 bits
   const __half2 both = __floats2half2_rn(low, high);
   uint32_t bits;
@@ -96,5 +109,15 @@ constexpr bool FOR_HOPPER = true;
 #else
 constexpr bool FOR_HOPPER = false;
 #endif
+
+// Two numbers that lie together, the first at an even place.
+SSL_DEVICE void load_two(float (&x)[2], const float* from) {
+  const float2 two = *reinterpret_cast<const float2*>(from);
+  x[0] = two.x, x[1] = two.y;
+}
+SSL_DEVICE void load_two(double (&x)[2], const double* from) {
+  const double2 two = *reinterpret_cast<const double2*>(from);
+  x[0] = two.x, x[1] = two.y;
+}
 
 }  // namespace ssl::cuda

@@ -33,7 +33,9 @@ template <Falloff KIND, class Real> struct Kernel {
     return log1p_of(at_most(inner * d2, Real(FURTHEST)));
   }
   // What an entry counts, seen from `near`.
-  SSL_DEVICE Real share(Real y, Real near) const { return KIND == Falloff::cauchy ? near / y : exp2_fast(outer * (y - near)); }
+  SSL_DEVICE Real share(Real y, Real near) const {
+    return KIND == Falloff::cauchy ? near * reciprocal_fast(y) : exp2_fast(outer * (y - near));
+  }
 };
 
 // The points, coordinate by coordinate. Of two coordinates, as these losses have, a lane's own are in registers and those of a
@@ -78,8 +80,16 @@ template <int WIDTH, class Real> struct Cloud {
       }
     }
   }
+  // May the block have pairs of one sample, or points beyond the last, in the tile that begins at `first`? Of most it is known at
+  // once that they have none, and a division at every pair would take longer than all the rest.
+  SSL_DEVICE bool special(int first) const {
+    const int d = (first + COLUMNS - 1 - int(blockIdx.x) * ROWS) % p.period, past = d < 0 ? d + p.period : d;
+    return past < COLUMNS + ROWS - 1 || first + COLUMNS > p.rows;
+  }
   // Is (i, j) a pair of different samples, and inside?
-  SSL_DEVICE bool counts(int j) const { return j < p.rows && (i - j) % p.period != 0; }
+  template <bool SPECIAL> SSL_DEVICE bool counts(int j) const {
+    return !SPECIAL || (j < p.rows && (i - j) % p.period != 0);
+  }
 };
 
 template <int WIDTH, class Real> constexpr size_t SHARED = WIDTH * COLUMNS * sizeof(Real);
@@ -93,21 +103,27 @@ template <Falloff KIND, int WIDTH, class Real> __global__ void __launch_bounds__
     total *= kernel.share(near, nearer);
     near = nearer;
   };
-  for (int first = 0; first < rows; first += COLUMNS) {
-    cloud.load(first);
+  auto add = [&]<bool SPECIAL>(int first) {
     for (int step = 0; step < COLUMNS; step += LANES * AT_ONCE) {
       Real y[AT_ONCE];
       cloud.squared_distances(first, step, y);
       Real nearer = near;
 #pragma unroll
       for (int k = 0; k < AT_ONCE; ++k) {
-        y[k] = cloud.counts(first + step + k * LANES + cloud.lane) ? kernel.y(y[k]) : Real(INFINITY);
+        y[k] = cloud.template counts<SPECIAL>(first + step + k * LANES + cloud.lane) ? kernel.y(y[k]) : Real(INFINITY);
         if (y[k] < nearer) nearer = y[k];
       }
       count_from(nearer);
 #pragma unroll
       for (int k = 0; k < AT_ONCE; ++k) total += kernel.share(y[k], near);
     }
+  };
+  for (int first = 0; first < rows; first += COLUMNS) {
+    cloud.load(first);
+    if (cloud.special(first))
+      add.template operator()<true>(first);
+    else
+      add.template operator()<false>(first);
   }
 #pragma unroll
   for (int step = 1; step < LANES; step *= 2) {
@@ -159,20 +175,19 @@ __global__ void __launch_bounds__(THREADS) receive_points(const PointGradients c
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
   };
-  for (int first = 0; first < rows; first += COLUMNS) {
-    cloud.load(first);
+  auto receive = [&]<bool SPECIAL>(int first) {
     for (int step = 0; step < COLUMNS; step += LANES * AT_ONCE) {
       Real a[AT_ONCE], d2[AT_ONCE];
       cloud.squared_distances(first, step, d2);
 #pragma unroll
       for (int k = 0; k < AT_ONCE; ++k) {
         const int j = first + step + k * LANES + cloud.lane;
-        const bool counts = here && cloud.counts(j);
-        const Real near_j = j < rows ? nears[j] : Real(1), weight_j = j < rows ? weights[j] : Real(0);
+        const bool counts = here && cloud.template counts<SPECIAL>(j), inside = !SPECIAL || j < rows;
+        const Real near_j = inside ? nears[j] : Real(1), weight_j = inside ? weights[j] : Real(0);
         const Real y = kernel.y(d2[k]), u = kernel.u(d2[k]);
-        a[k] = KIND == Falloff::cauchy ? (weight + weight_j) / u
+        a[k] = KIND == Falloff::cauchy ? (weight + weight_j) * reciprocal_fast(u)
                                        : kernel.share(y, near) * weight + kernel.share(y, near_j) * weight_j;
-        if (KIND != Falloff::gaussian) a[k] /= u;
+        if (KIND != Falloff::gaussian) a[k] *= reciprocal_fast(u);
         if (!counts) a[k] = 0;
         if (counts) moment += a[k] * d2[k];
       }
@@ -192,6 +207,13 @@ __global__ void __launch_bounds__(THREADS) receive_points(const PointGradients c
         }
       }
     }
+  };
+  for (int first = 0; first < rows; first += COLUMNS) {
+    cloud.load(first);
+    if (cloud.special(first))
+      receive.template operator()<true>(first);
+    else
+      receive.template operator()<false>(first);
   }
   moment = of_all_lanes(moment);
 #pragma unroll

@@ -102,26 +102,24 @@ template <class Cut> struct HopperWalk : Sums<Cut> {
       for (int tile = 0; tile < tiles; ++tile) {
         Entries<float, 1, BN> s;
         uint64_t* used = nullptr;  // the slot of the panel before, empty once its products are done
-        auto multiply_panel = [&](int p) {
+        auto multiply_panel = [&]<bool FIRST>(int p) {
           ring.wait_full();
           const char* const y = slots + ring.place * Cut::SLOT;
           group_fence();
-          group_multiply_panel<O, BM, BN>(s, (Cut::WHOLE ? resident_panel(p) : y + Cut::Y_PANEL) + own, y, p == 0);
+          group_multiply_panel<O, BM, BN, FIRST>(s, (Cut::WHOLE ? resident_panel(p) : y + Cut::Y_PANEL) + own, y);
           group_commit();
-          if (used) {
+          if constexpr (!FIRST) {
             group_wait<1>();
-            if (lane == 0) arrive(used);
+            if (this->lane == 0) arrive(used);
           }
           used = ring.emptied();
           ring.next();
         };
-        if constexpr (Cut::WHOLE) {
-#pragma unroll
-          for (int p = 0; p < Cut::RESIDENT; ++p) multiply_panel(p);
-        } else {
-          for (int p = 0; p < panels; ++p) multiply_panel(p);
-        }
-        group_wait<0>();
+        if constexpr (Cut::WHOLE)
+          each_panel<Cut::RESIDENT>(multiply_panel);
+        else
+          each_panel(panels, multiply_panel);
+        group_wait<0>(registers_of(s));
         if (lane == 0) arrive(used);
         if (Cut::WHOLE && tile == tiles - 1) {
           if (lane == 0) arrive(rows_ring.emptied());

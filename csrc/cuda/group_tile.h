@@ -6,20 +6,38 @@
 
 namespace ssl::cuda {
 
+// A group's tile as its products know it: registers in their order.
+template <int COLUMNS> SSL_DEVICE float (&registers_of(Entries<float, 1, COLUMNS>& s))[COLUMNS / 2] {
+  return reinterpret_cast<float(&)[COLUMNS / 2]>(s.at[0]);
+}
+
 // 64 rows x by BN columns y over one panel's share of the width. Of blocks of BM rows in shared memory x is a group's part;
-// pieces lie BM and BN rows apart. The small products first; `first`: nothing is in s yet.
-template <class O, int BM, int BN>
-SSL_DEVICE void group_multiply_panel(Entries<float, 1, BN>& s, const char* x, const char* y, bool first) {
-  constexpr int low_high = 0, high_low = 1, high_high = 2;
+// pieces lie BM and BN rows apart. The small products first; FIRST: the first panel, nothing is in s yet.
+template <class O, int BM, int BN, bool FIRST>
+SSL_DEVICE void group_multiply_panel(Entries<float, 1, BN>& s, const char* x, const char* y) {
+  auto multiply = [&]<bool BEGINS>(int x_at, int y_at) {
+    group_multiply<false, BEGINS>(registers_of(s), matrix_descriptor(x + x_at, 0), matrix_descriptor(y + y_at, 0));
+  };
+  constexpr int low_x = BM * PANEL_BYTES, low_y = BN * PANEL_BYTES;
+  multiply.template operator()<FIRST>(O::PIECES == 2 ? low_x : 0, 0);
 #pragma unroll
-  for (int product = O::PIECES == 2 ? low_high : high_high; product <= high_high; ++product)
+  for (int d = 32; d < PANEL_BYTES; d += 32) multiply.template operator()<false>(d + (O::PIECES == 2 ? low_x : 0), d);
+  if constexpr (O::PIECES == 2) {
 #pragma unroll
-    for (int d = 0; d < PANEL_BYTES; d += 32) {
-      const bool begins = d == 0 && product == (O::PIECES == 2 ? low_high : high_high);
-      group_multiply<false>(reinterpret_cast<float(&)[BN / 2]>(s.at[0]),
-                            matrix_descriptor(x + (product == low_high ? BM * PANEL_BYTES : 0) + d, 0),
-                            matrix_descriptor(y + (product == high_low ? BN * PANEL_BYTES : 0) + d, 0), !(first && begins));
-    }
+    for (int d = 0; d < PANEL_BYTES; d += 32) multiply.template operator()<false>(d, low_y + d);
+#pragma unroll
+    for (int d = 0; d < PANEL_BYTES; d += 32) multiply.template operator()<false>(d, d);
+  }
+}
+// All panels of a tile, by f.operator()<FIRST>(p).
+template <int PANELS, class F> SSL_DEVICE void each_panel(F&& f) {
+  f.template operator()<true>(0);
+#pragma unroll
+  for (int p = 1; p < PANELS; ++p) f.template operator()<false>(p);
+}
+template <class F> SSL_DEVICE void each_panel(int panels, F&& f) {
+  f.template operator()<true>(0);
+  for (int p = 1; p < panels; ++p) f.template operator()<false>(p);
 }
 
 // Rows [first, first + ROWS) of one panel, all pieces, by the copy engine.

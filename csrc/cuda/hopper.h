@@ -60,12 +60,18 @@ template <int COUNT> SSL_DEVICE void give_registers() {
   SSL_HOPPER(asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));)
 }
 
+// The same address, seen as if for the first time: what was computed from it is computed again, not kept in registers, or aside.
+SSL_DEVICE const char* anew(const char* p) {
+  SSL_HOPPER(asm volatile("" : "+l"(p));)
+  return p;
+}
+
 // ------------------------------------------------------------------------------------------------ products of warp groups
 // d[64, N] (+)= a[64, 16] b[16, N], float16 to float32, N = 64, 128 or 256. Thread t of the group holds of d rows
 // t / 32 * 16 + t % 32 / 4 and the eighth after it, as multiply_add lays them: d[4 p + e] is entry e of the 16 x 8 piece p.
 //
 // Before the first product, and after any change of the registers that it reads: group_fence. d means something after
-// group_wait only.
+// group_wait(d) only, which the compiler is told changes it, so that nothing moves in front of it.
 SSL_DEVICE void group_fence() { SSL_HOPPER(asm volatile("wgmma.fence.sync.aligned;" ::: "memory");) }
 SSL_DEVICE void group_commit() { SSL_HOPPER(asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");) }
 template <int N> SSL_DEVICE void group_wait() {
@@ -87,27 +93,44 @@ template <int N> SSL_DEVICE void group_wait() {
 #define SSL_D_64(k) SSL_D_32(k), SSL_D_32(k + 32)
 #define SSL_D_128(k) SSL_D_64(k), SSL_D_64(k + 64)
 
-// p0 .. p6: the operands' numbers that follow those of d.
-#define SSL_GROUP_PRODUCT(N, COUNT, p0, p1, p2, p3, p4, p5, p6)                                                              \
-  template <bool TRANSPOSED>                                                                                                 \
-  SSL_DEVICE void group_multiply(float (&d)[COUNT], uint64_t a, uint64_t b, bool accumulate) {                               \
-    SSL_HOPPER(asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p2 ", 0;\n"                                                  \
-                            "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SSL_LIST_##COUNT "}, " p0 ", " p1     \
-                            ", p, 1, 1, 0, " p3 ";\n}"                                                                       \
-                            : SSL_D_##COUNT(0) : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(TRANSPOSED)));)               \
+#define SSL_NEW_8(k)                                                                                                         \
+  "=f"(d[k]), "=f"(d[k + 1]), "=f"(d[k + 2]), "=f"(d[k + 3]), "=f"(d[k + 4]), "=f"(d[k + 5]), "=f"(d[k + 6]), "=f"(d[k + 7])
+#define SSL_NEW_32(k) SSL_NEW_8(k), SSL_NEW_8(k + 8), SSL_NEW_8(k + 16), SSL_NEW_8(k + 24)
+#define SSL_NEW_64(k) SSL_NEW_32(k), SSL_NEW_32(k + 32)
+#define SSL_NEW_128(k) SSL_NEW_64(k), SSL_NEW_64(k + 64)
+
+#define SSL_GROUP_WAIT(COUNT)                                                                                                \
+  template <int N> SSL_DEVICE void group_wait(float (&d)[COUNT]) {                                                           \
+    SSL_HOPPER(asm volatile("wgmma.wait_group.sync.aligned %" #COUNT ";" : SSL_D_##COUNT(0) : "n"(N) : "memory");)           \
+  }
+SSL_GROUP_WAIT(32)
+SSL_GROUP_WAIT(64)
+SSL_GROUP_WAIT(128)
+
+// FIRST: d = a b, and whatever d held is forgotten. Not a flag of the instruction alone: an assembler that sees registers of a
+// product made by anything else while products are under way runs them one after the other.
+// p0 .. p5: the operands' numbers that follow those of d.
+#define SSL_GROUP_PRODUCT(N, COUNT, p0, p1, p2, p3, p4, p5)                                                                  \
+  template <bool TRANSPOSED, bool FIRST>                                                                                     \
+  SSL_DEVICE void group_multiply(float (&d)[COUNT], uint64_t a, uint64_t b) {                                                \
+    if constexpr (FIRST) {                                                                                                   \
+      SSL_HOPPER(asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SSL_LIST_##COUNT "}, " p0 ", " p1   \
+                              ", 0, 1, 1, 0, " p2 ";" : SSL_NEW_##COUNT(0) : "l"(a), "l"(b), "n"(int(TRANSPOSED)));)         \
+    } else {                                                                                                                 \
+      SSL_HOPPER(asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SSL_LIST_##COUNT "}, " p0 ", " p1   \
+                              ", 1, 1, 1, 0, " p2 ";" : SSL_D_##COUNT(0) : "l"(a), "l"(b), "n"(int(TRANSPOSED)));)           \
+    }                                                                                                                        \
   }                                                                                                                          \
   template <bool TRANSPOSED>                                                                                                 \
-  SSL_DEVICE void group_multiply(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, bool accumulate) {                   \
-    SSL_HOPPER(asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p5 ", 0;\n"                                                  \
-                            "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SSL_LIST_##COUNT "}, {" p0 "," p1     \
-                            "," p2 "," p3 "}, " p4 ", p, 1, 1, " p6 ";\n}"                                                   \
+  SSL_DEVICE void group_multiply(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b) {                                    \
+    SSL_HOPPER(asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" SSL_LIST_##COUNT "}, {" p0 "," p1     \
+                            "," p2 "," p3 "}, " p4 ", 1, 1, 1, " p5 ";"                                                      \
                             : SSL_D_##COUNT(0)                                                                               \
-                            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),                      \
-                              "n"(int(TRANSPOSED)));)                                                                        \
+                            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(TRANSPOSED)));)                    \
   }
-SSL_GROUP_PRODUCT(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
-SSL_GROUP_PRODUCT(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
-SSL_GROUP_PRODUCT(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
+SSL_GROUP_PRODUCT(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
+SSL_GROUP_PRODUCT(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
+SSL_GROUP_PRODUCT(256, 128, "%128", "%129", "%130", "%131", "%132", "%133")
 
 }  // namespace ssl::cuda
 #else

@@ -8,40 +8,30 @@ namespace {
 template <class Cut> struct Best {
   using O = typename Cut::O;
   using Real = typename O::Real;
-  static constexpr int MT = Cut::MT, BN = Cut::BN, VECTORS = 0;
+  static constexpr int MT = Cut::MT, BN = Cut::BN, VECTORS = 1;  // of a column: factor
+  static constexpr bool SHIFTS = false;
+  bool fixed = false;
   const Nearest& call;
   Place place;
   Real product[MT][2];
   int index[MT][2];
 
   SSL_DEVICE Best(const Nearest& call, Place place) : call(call), place(place) {
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) product[mt][h] = -Real(INFINITY), index[mt][h] = -1;
+    each_row<MT>([&](int mt, int h) { product[mt][h] = -Real(INFINITY), index[mt][h] = -1; });
   }
-  SSL_DEVICE static ColumnVectors<Real> vectors(const Nearest&) { return {}; }
+  SSL_DEVICE static ColumnVectors<Real> vectors(const Nearest& call) { return factors_of<Real>(call.matrix.y); }
 
-  template <int OUT, class Pairs>
-  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>&, const Real*, int first, const Pairs& pairs) {
-    const bool special = pairs.special();
-    const float* const factors = call.matrix.y.factors;
-#pragma unroll
-    for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int j = first + place.in_tile(n, c);
-        const Real f_j = factors ? Real(factors[j]) : Real(1);
-#pragma unroll
-        for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int i = place.i(mt, 2 * h);
-            const Real t = s.at[mt][n][2 * h + c] * f_j;  // a row's own factor changes no order
-            if (t > product[mt][h] && !(special && !(pairs.inside(i, j) && pairs.negative(i, j))))
-              product[mt][h] = t, index[mt][h] = j;
-          }
-      }
+  template <bool, class Pairs>
+  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, const Real* columns, int first, const Pairs& pairs) {
+    replace_others(s, place, first, pairs, -Real(INFINITY));
+    s.each_column(place, [&](int j, auto&& each) {
+      Real f_j[2];
+      load_factors(f_j, call.matrix.y, columns, j);
+      each([&](Real& entry, int mt, int h, int c) {
+        const Real t = entry * f_j[c];  // a row's own factor changes no order
+        if (t > product[mt][h]) product[mt][h] = t, index[mt][h] = first + j + c;
+      });
+    });
   }
   template <int OUT> SSL_DEVICE void finish(Entries<Real, MT, OUT>&) const {}
 

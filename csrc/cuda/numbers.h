@@ -1,24 +1,37 @@
-// One number of a tensor of any dtype, for kernels that go once through memory and compute in another.
+// Numbers of a tensor of any dtype, for kernels that go once through memory and compute in another.
 #pragma once
 #include "dtype.h"
-#include "device.h"
+#include "elements.h"
 
 namespace ssl::cuda {
 
-template <class Real> SSL_DEVICE Real number_at(const void* data, DType dtype, int64_t at) {
-  switch (dtype) {
-    case DType::f64: return Real(static_cast<const double*>(data)[at]);
-    case DType::bf16: return Real(__bfloat162float(static_cast<const bfloat_t*>(data)[at]));
-    case DType::f16: return Real(__half2float(static_cast<const half_t*>(data)[at]));
-    default: return Real(static_cast<const float*>(data)[at]);
+// A thread's share: the first `count` of COUNT numbers that lie `step` apart, `otherwise` for the rest. The dtype is asked for once,
+// not at every number, so that all loads are on their way before the first is waited for.
+template <class Real, int COUNT>
+SSL_DEVICE void load_share(Real (&x)[COUNT], const void* data, DType dtype, int64_t at, int64_t step, int count, Real otherwise) {
+  auto load = [&]<class T>() {
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) x[k] = k < count ? Real(widened(static_cast<const T*>(data)[at + step * k])) : otherwise;
+  };
+  if constexpr (same_type<Real, double>) return load.template operator()<double>();
+  else switch (dtype) {
+    case DType::bf16: return load.template operator()<bfloat_t>();
+    case DType::f16: return load.template operator()<half_t>();
+    default: return load.template operator()<float>();
   }
 }
-template <class Real> SSL_DEVICE void put_at(void* data, DType dtype, int64_t at, Real x) {
-  switch (dtype) {
-    case DType::f64: static_cast<double*>(data)[at] = double(x); break;
-    case DType::bf16: static_cast<bfloat_t*>(data)[at] = __float2bfloat16_rn(float(x)); break;
-    case DType::f16: static_cast<half_t*>(data)[at] = __float2half_rn(float(x)); break;
-    default: static_cast<float*>(data)[at] = float(x);
+template <class Real, int COUNT>
+SSL_DEVICE void put_share(void* data, DType dtype, int64_t at, int64_t step, int count, const Real (&x)[COUNT]) {
+  auto put = [&]<class T>() {
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k)
+      if (k < count) static_cast<T*>(data)[at + step * k] = narrowed<T>(x[k]);
+  };
+  if constexpr (same_type<Real, double>) return put.template operator()<double>();
+  else switch (dtype) {
+    case DType::bf16: return put.template operator()<bfloat_t>();
+    case DType::f16: return put.template operator()<half_t>();
+    default: return put.template operator()<float>();
   }
 }
 

@@ -7,17 +7,15 @@
 
 namespace ssl::cuda {
 
-SSL_DEVICE Rule rule_of(const Matrix& m) { return m.self ? Rule::same_sample(m.step) : Rule::diagonal(m.step); }
-
 // Follows the diagonals of entries that are no negatives past tiles [BM, BN] of one block of rows, each BN columns further
 // on: one addition a tile where the rule would divide.
 template <int BM, int BN> class Diagonals {
  public:
   SSL_DEVICE Diagonals(const Matrix& m, int first_row, int first_column)
       : rows(m.x.rows), columns(m.y.rows), step(m.step), self(m.self), first_row(first_row), first_column(first_column) {
-    const Rule rule = rule_of(m);
+    const auto rule = self ? RuleIn<int>::same_sample(step) : RuleIn<int>::diagonal(step);
     period = rule.period;
-    past = rule.modulo(int64_t(first_column) + BN - 1 - first_row - rule.offset);
+    past = rule.modulo(first_column + BN - 1 - first_row - rule.offset);
   }
 
   // Does the tile hold a positive, a diagonal or an edge of the matrix? Periods shorter than a tile are not followed.
@@ -37,8 +35,8 @@ template <int BM, int BN> class Diagonals {
   int rows, columns, step;
   bool self;
   int first_row, first_column;
-  int64_t period;
-  int64_t past;  // how far the last diagonal lies below the tile's top right corner
+  int period;
+  int past;  // how far the last diagonal lies below the tile's top right corner
 };
 
 }  // namespace ssl::cuda

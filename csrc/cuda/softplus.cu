@@ -11,15 +11,19 @@ namespace {
 // Where a row's lift begins: the smallest derivatives of float32 then come up to about one.
 constexpr float HIGHEST_LIFT = 0x1p100f;
 
-template <class Cut> struct Sum {
+// VALUED: the sum itself is asked for, not only what rows receive.
+template <class Cut, bool VALUED> struct Sum {
   using O = typename Cut::O;
   using Real = typename O::Real;
-  static constexpr int MT = Cut::MT, BN = Cut::BN, VECTORS = 0;
+  static constexpr int MT = Cut::MT, BN = Cut::BN, VECTORS = 1;  // of a column: factor
+  static constexpr bool SHIFTS = false;
   const Softplus& call;
   Place place;
+  bool fixed = false;
   Real factor, bias, unit_of_columns;
   Real value = 0, slope = 0;
   Real row_factor[MT][2], lift[MT][2];
+  Real lowered[MT][2];  // by what the lift came down at the last tile
 
   SSL_DEVICE Sum(const Softplus& call, Place place) : call(call), place(place) {
     const Matrix& m = call.matrix;
@@ -27,86 +31,82 @@ template <class Cut> struct Sum {
     bias = load_number<Real>(call.bias, 0);
     unit_of_columns = unit_of_largest<Real>(m);
     fill_row_factors(row_factor, m, place, factor);
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) lift[mt][h] = HIGHEST_LIFT;
+    each_row<MT>([&](int mt, int h) { lift[mt][h] = HIGHEST_LIFT, lowered[mt][h] = 1; });
   }
-  SSL_DEVICE static ColumnVectors<Real> vectors(const Softplus&) { return {}; }
+  SSL_DEVICE static ColumnVectors<Real> vectors(const Softplus& call) { return factors_of<Real>(call.matrix.y); }
 
-  template <int OUT, class Pairs>
-  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>& out, const Real*, int first, const Pairs& pairs) {
-    const bool special = pairs.special();
-    const float* const factors = call.matrix.y.factors;
-#pragma unroll
-    for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int j = first + place.in_tile(n, c);
-        const Real f_j = factors ? Real(factors[j]) : Real(1);
-#pragma unroll
-        for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int i = place.i(mt, 2 * h);
-            Real& entry = s.at[mt][n][2 * h + c];
-            const bool positive = special && !pairs.negative(i, j), outside = special && !pairs.inside(i, j);
-            Real t = entry * (row_factor[mt][h] * f_j) + bias;
-            if (positive) t = -t;
-            const Real e = exp_fast(-absolute(t)), share = (t >= 0 ? Real(1) : e) / (1 + e);
-            // NaN stays NaN: the maximum of CUDA would lose it
-            Real g = positive ? -share : share, added = (t < 0 ? Real(0) : t) + log1p_of(e);
-            if (outside) g = added = 0;
-            value += added;
-            slope += g;
-            entry = g * (f_j * unit_of_columns);
-          }
-      }
-    if constexpr (Cut::BD > 0) lift_rows(s, out);
+  template <bool, class Pairs>
+  SSL_DEVICE void weigh(Entries<Real, MT, BN>& s, const Real* columns, int first, const Pairs& pairs) {
+    s.each_column(place, [&](int j, auto&& each) {
+      Real f_j[2];
+      load_factors(f_j, call.matrix.y, columns, j);
+      each([&](Real& entry, int mt, int h, int c) { entry = entry * (row_factor[mt][h] * f_j[c]) + bias; });
+    });
+    if (pairs.special()) turn_positives<true>(s, first, pairs);
+    shares(s);
+    if (pairs.special()) turn_positives<false>(s, first, pairs);
+    if constexpr (VALUED) s.each([&](Real& entry, int, int, int, int) { slope += entry; });
+    if constexpr (Cut::BD > 0) {
+      if (call.matrix.y.factors)
+        s.each_column(place, [&](int j, auto&& each) {
+          Real f_j[2];
+          load_two(f_j, columns + j);
+          each([&](Real& entry, int, int, int c) { entry *= f_j[c] * unit_of_columns; });
+        });
+      lift_rows(s);
+    }
+  }
+
+  // The sign of positives; what lies OUTSIDE the matrix becomes as far from being a pair as can be.
+  template <bool OUTSIDE, class Pairs> SSL_DEVICE void turn_positives(Entries<Real, MT, BN>& s, int first, const Pairs& pairs) const {
+    const Marks<MT, BN> negatives(place, first, [&](int i, int j) { return pairs.negative(i, j); });
+    s.each([&](Real& entry, int mt, int h, int n, int c) { entry = negatives.hold(mt, h, n, c) ? entry : -entry; });
+    if constexpr (!OUTSIDE) return;
+    const Marks<MT, BN> inside(place, first, [&](int i, int j) { return pairs.inside(i, j); });
+    s.each([&](Real& entry, int mt, int h, int n, int c) { entry = inside.hold(mt, h, n, c) ? entry : -Real(INFINITY); });
+  }
+
+  // Of logits their sigmoids, the derivatives; and their softplus, added up.
+  SSL_DEVICE void shares(Entries<Real, MT, BN>& s) {
+    s.each([&](Real& entry, int, int, int, int) {
+      const Real t = entry, e = exp_fast(-absolute(t)), over = reciprocal_fast(1 + e);
+      if constexpr (VALUED) value += larger(t, Real(0)) + log1p_of_share(e);
+      entry = t >= 0 ? over : e * over;
+    });
   }
 
   // Derivatives of a trained model are tiny, and float16 holds their digits only if a row's are brought up to its range. The power
-  // of two that does it comes down when a larger one turns up, and takes along what is summed already.
-  template <int OUT> SSL_DEVICE void lift_rows(Entries<Real, MT, BN>& s, Entries<Real, MT, OUT>& out) {
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        Real highest = 0;
-#pragma unroll
-        for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) highest = larger(highest, absolute(s.at[mt][n][2 * h + c]));
-        highest = largest_of_lanes(highest, ROW_LANES);
-        if (highest * lift[mt][h] > Real(LIFT)) {
-          const Real lower = Real(LIFT / 2) / Real(power_of_two_below(float(highest)));
-          scale_row(out, mt, h, lower / lift[mt][h]);
-          lift[mt][h] = lower;
-        }
-#pragma unroll
-        for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) s.at[mt][n][2 * h + c] *= lift[mt][h];
+  // of two that does it comes down when a larger one turns up.
+  SSL_DEVICE void lift_rows(Entries<Real, MT, BN>& s) {
+    Real highest[MT][2];
+    each_row<MT>([&](int mt, int h) { highest[mt][h] = 0; });
+    s.each([&](Real& entry, int mt, int h, int, int) { highest[mt][h] = larger(highest[mt][h], absolute(entry)); });
+    each_row<MT>([&](int mt, int h) {
+      const Real found = largest_of_lanes(highest[mt][h], ROW_LANES);
+      lowered[mt][h] = 1;
+      if (found * lift[mt][h] > Real(LIFT)) {
+        const Real lower = Real(LIFT / 2) / Real(power_of_two_below(float(found)));
+        lowered[mt][h] = lower / lift[mt][h];
+        lift[mt][h] = lower;
       }
+    });
+    s.each([&](Real& entry, int mt, int h, int, int) { entry *= lift[mt][h]; });
   }
+  template <int OUT> SSL_DEVICE void rescale(Entries<Real, MT, OUT>& out) const { rescale_rows(out, lowered); }
 
   template <int OUT> SSL_DEVICE void finish(Entries<Real, MT, OUT>& out) const {
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int n = 0; n < OUT / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) out.at[mt][n][e] *= 1 / lift[mt][e / 2];
+    out.each([&](Real& sum, int mt, int h, int, int) { sum *= 1 / lift[mt][h]; });
   }
 
-  // The block's part: lanes, then warps, in their order.
   SSL_DEVICE void store() {
-    if (!call.sums || blockIdx.z > 0) return;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      value += __shfl_xor_sync(0xffffffffu, value, step);
-      slope += __shfl_xor_sync(0xffffffffu, slope, step);
+    if constexpr (VALUED) {
+      if (blockIdx.z == 0) store_sums();
     }
+  }
+  // The block's part: lanes, then warps, in their order.
+  SSL_DEVICE void store_sums() {
+    value = sum_of_lanes(value, 32);
+    slope = sum_of_lanes(slope, 32);
     Real* const by_warp = reinterpret_cast<Real*>(shared_memory());
     Cut::sync();
     if (place.lane == 0) {
@@ -124,10 +124,14 @@ template <class Cut> struct Sum {
   }
 };
 
+template <class Cut> using WithValue = Sum<Cut, true>;
+template <class Cut> using WithoutValue = Sum<Cut, false>;
+
 }  // namespace
 
 int softplus(const Softplus& call, void* stream) {
-  return call.received ? launch_sweep<Sum>(call, stream) : launch_sweep<Sum, false>(call, stream);
+  if (!call.received) return launch_sweep<WithValue, false>(call, stream);
+  return call.sums ? launch_sweep<WithValue>(call, stream) : launch_sweep<WithoutValue>(call, stream);
 }
 
 }  // namespace ssl::cuda

@@ -20,7 +20,40 @@ template <class Operands, int BN_, int STAGES_> struct HopperStreamedCut {
   template <class Rule, class Call> static int launch(const Call& call, void* stream);
 };
 
-// A tile's vectors come with its last panel, whose slot is given back when they have been read.
+// The warps that have rows: every tile, panel by panel. A tile's vectors come with its last panel, whose slot is given back when
+// they have been read.
+template <bool FIXED, class Cut, class Rule, class Call>
+SSL_DEVICE void walk_streamed(const Call& call, Rule& rule, const Place& place, Ring<Cut::STAGES>& ring, char* slots, int panels, int start,
+                              int tiles) {
+  using O = typename Cut::O;
+  constexpr int BM = Cut::BM, BN = Cut::BN;
+  const int warp = int(threadIdx.x) / 32, lane = place.lane;
+  const char* const vectors = slots + Cut::STAGES * Cut::SLOT;
+  Diagonals<BM, BN> pairs(call.matrix, place.row - warp * 16, start);
+  for (int tile = 0; tile < tiles; ++tile) {
+    Entries<float, 1, BN> s;
+    int last = 0;  // the place of the panel before
+    each_panel(panels, [&]<bool FIRST>(int) {
+      ring.wait_full();
+      const char* const slot = slots + ring.place * Cut::SLOT;
+      group_fence();
+      group_multiply_panel<O, BM, BN, FIRST>(s, slot + warp / 4 * 64 * PANEL_BYTES, slot + Cut::X_PANEL);
+      group_commit();
+      if constexpr (!FIRST) {
+        group_wait<1>();
+        if (lane == 0) arrive(ring.empty + last);
+      }
+      last = ring.place;
+      ring.next();
+    });
+    group_wait<0>(registers_of(s));
+    rule.template weigh<FIXED>(s, reinterpret_cast<const float*>(vectors + last * Rule::VECTORS * Cut::VECTOR), start + tile * BN, pairs);
+    pairs.next();
+    __syncwarp();
+    if (lane == 0) arrive(ring.empty + last);
+  }
+}
+
 template <class Cut, class Rule, class Call>
 __global__ void __launch_bounds__(Cut::THREADS, 1) streaming_hopper(const Call call) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // elsewhere nobody launches it
@@ -61,30 +94,12 @@ __global__ void __launch_bounds__(Cut::THREADS, 1) streaming_hopper(const Call c
   }
 
   take_registers<240>();
-  Rule rule(call, Place{first_row + warp * 16, lane});
-  Diagonals<BM, BN> pairs(m, first_row, start);
-  for (int tile = 0; tile < tiles; ++tile) {
-    Entries<float, 1, BN> s;
-    Entries<float, 1, 8> none;
-    int last = 0;  // the place of the panel before
-    for (int p = 0; p < panels; ++p, ring.next()) {
-      ring.wait_full();
-      const char* const slot = slots + ring.place * Cut::SLOT;
-      group_fence();
-      group_multiply_panel<O, BM, BN>(s, slot + warp / 4 * 64 * PANEL_BYTES, slot + Cut::X_PANEL, p == 0);
-      group_commit();
-      if (p > 0) {
-        group_wait<1>();
-        if (lane == 0) arrive(ring.empty + last);
-      }
-      last = ring.place;
-    }
-    group_wait<0>();
-    rule.weigh(s, none, reinterpret_cast<const float*>(vectors + last * Rule::VECTORS * Cut::VECTOR), start + tile * BN, pairs);
-    pairs.next();
-    __syncwarp();
-    if (lane == 0) arrive(ring.empty + last);
-  }
+  const Place place{first_row + warp * 16, lane};
+  Rule rule(call, place);
+  if (Rule::SHIFTS && rule.fixed)
+    walk_streamed<Rule::SHIFTS, Cut>(call, rule, place, ring, slots, panels, start, tiles);
+  else
+    walk_streamed<false, Cut>(call, rule, place, ring, slots, panels, start, tiles);
   rule.store();
 #endif
 }

@@ -36,14 +36,11 @@ template <class Cut> struct Sums {
 
   template <bool FIXED> SSL_DEVICE Rows begin(const Place& place, Real factor) const {
     Rows rows;
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        rows.factor[mt][h] = !FIXED && m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor;
-        rows.total[mt][h] = 0;
-        rows.top[mt][h] = Real(LOWEST);
-      }
+    each_row<MT>([&](int mt, int h) {
+      rows.factor[mt][h] = !FIXED && m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor;
+      rows.total[mt][h] = 0;
+      rows.top[mt][h] = Real(LOWEST);
+    });
     return rows;
   }
 
@@ -51,86 +48,65 @@ template <class Cut> struct Sums {
   template <bool FIXED, class Pairs>
   SSL_DEVICE void sum(Entries<Real, MT, BN>& s, const Place& place, const Pairs& pairs, int first_column,
                       Rows& rows, Real shift, Real (&to)[2][BN]) const {
-    const bool special = pairs.special();
-    if (!FIXED || special) {
-#pragma unroll
-      for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int j = first_column + place.in_tile(n, c);
-          const Real f_j = !FIXED && m.y.factors ? Real(m.y.factors[j]) : Real(1);
-#pragma unroll
-          for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              const int i = place.i(mt, 2 * h);
-              Real& entry = s.at[mt][n][2 * h + c];
-              if (!FIXED) entry *= rows.factor[mt][h] * f_j;
-              // times a positive factor or not: what is left out of a fixed shift is told by being infinite
-              if (special && !(pairs.inside(i, j) && pairs.negative(i, j))) entry = -Real(INFINITY);
-            }
-        }
-    }
     if constexpr (FIXED) {
-#pragma unroll
-      for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          Real column = 0;
-#pragma unroll
-          for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              const Real entry = s.at[mt][n][2 * h + c];
-              const Real e = special && entry == -Real(INFINITY) ? Real(0) : exp2_fast(entry * rows.factor[0][0] - shift);
-              rows.total[mt][h] += e;
-              column += e;
-            }
-          if (columns_too) {
-            column += __shfl_xor_sync(0xffffffffu, column, 4);
-            column += __shfl_xor_sync(0xffffffffu, column, 8);
-            column += __shfl_xor_sync(0xffffffffu, column, 16);
-            if (lane < 4) to[0][place.in_tile(n, c)] = column;
-          }
-        }
+      s.each([&](Real& entry, int, int, int, int) { entry = exp2_fast(entry * rows.factor[0][0] - shift); });
+      replace_others(s, place, first_column, pairs, Real(0));
+      s.each([&](Real& entry, int mt, int h, int, int) { rows.total[mt][h] += entry; });
+      if (columns_too) store_columns(s, place, to[0]);
     } else {
-#pragma unroll
-      for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          Real highest = rows.top[mt][h];
-#pragma unroll
-          for (int n = 0; n < BN / 8; ++n) highest = larger(highest, larger(s.at[mt][n][2 * h], s.at[mt][n][2 * h + 1]));
-          highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
-          highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
-          rows.total[mt][h] *= exp_fast(rows.top[mt][h] - highest);
-          rows.top[mt][h] = highest;
-#pragma unroll
-          for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) rows.total[mt][h] += exp_fast(s.at[mt][n][2 * h + c] - highest);
-        }
+      s.each_column(place, [&](int j, auto&& each) {
+        Real f_j[2];
+        load_factors(f_j, m.y, reinterpret_cast<const Real*>(m.y.factors) + first_column, j);
+        each([&](Real& entry, int mt, int h, int c) { entry *= rows.factor[mt][h] * f_j[c]; });
+      });
+      replace_others(s, place, first_column, pairs, -Real(INFINITY));
+      Real highest[MT][2];
+      each_row<MT>([&](int mt, int h) { highest[mt][h] = rows.top[mt][h]; });
+      s.each([&](Real& entry, int mt, int h, int, int) { highest[mt][h] = larger(highest[mt][h], entry); });
+      each_row<MT>([&](int mt, int h) {
+        const Real top = largest_of_lanes(highest[mt][h], ROW_LANES);
+        rows.total[mt][h] *= exp_fast(rows.top[mt][h] - top);
+        rows.top[mt][h] = top;
+      });
+      s.each([&](Real& entry, int mt, int h, int, int) { rows.total[mt][h] += exp_fast(entry - rows.top[mt][h]); });
       if (!columns_too) return;
+      s.each_column(place, [&](int j, auto&& each) {
+        Real top[2] = {Real(LOWEST), Real(LOWEST)};
+        each([&](Real& entry, int, int, int c) { top[c] = larger(top[c], entry); });
 #pragma unroll
-      for (int n = 0; n < BN / 8; ++n)
+        for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          Real highest = Real(LOWEST), column = 0;
-#pragma unroll
-          for (int mt = 0; mt < MT; ++mt) highest = larger(highest, larger(s.at[mt][n][c], s.at[mt][n][2 + c]));
-#pragma unroll
-          for (int step = 4; step < 32; step *= 2) highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, step));
-#pragma unroll
-          for (int mt = 0; mt < MT; ++mt)
-            column += exp_fast(s.at[mt][n][c] - highest) + exp_fast(s.at[mt][n][2 + c] - highest);
-#pragma unroll
-          for (int step = 4; step < 32; step *= 2) column += __shfl_xor_sync(0xffffffffu, column, step);
-          if (lane < 4) {
-            to[0][place.in_tile(n, c)] = column;
-            to[1][place.in_tile(n, c)] = highest;
-          }
-        }
+          for (int step = ROW_LANES; step < 32; step *= 2) top[c] = larger(top[c], __shfl_xor_sync(ALL_LANES, top[c], step));
+        each([&](Real& entry, int, int, int c) { entry = exp_fast(entry - top[c]); });
+        if (place.lane < ROW_LANES) to[1][j] = top[0], to[1][j + 1] = top[1];
+      });
+      store_columns(s, place, to[0]);
     }
+  }
+
+  // The sums of the tile's columns over the warp's rows. Lanes with the same columns hand each other halves of what is left: 7 / 8
+  // of a column's numbers are passed on where a sum in all lanes passes on three times as many as there are.
+  SSL_DEVICE static void store_columns(Entries<Real, MT, BN>& s, const Place& place, Real (&to)[BN]) {
+    constexpr int COLUMNS = BN / 4;  // of a lane
+    Real column[COLUMNS];
+#pragma unroll
+    for (int k = 0; k < COLUMNS; ++k) column[k] = 0;
+    s.each([&](Real& entry, int, int, int n, int c) { column[2 * n + c] += entry; });
+    int first = 0;  // of the columns that the lane still has
+    hand_over<COLUMNS / 2, 16>(column, first, place.lane);
+#pragma unroll
+    for (int k = 0; k < COLUMNS / 8; ++k) to[place.in_tile((first + k) / 2, (first + k) % 2)] = column[k];
+  }
+  // A lane and the one STEP away keep LEFT columns each.
+  template <int LEFT, int STEP> SSL_DEVICE static void hand_over(Real (&column)[BN / 4], int& first, int lane) {
+    const bool upper = lane & STEP;
+#pragma unroll
+    for (int k = 0; k < LEFT; ++k) {
+      const Real given = upper ? column[k] : column[LEFT + k], kept = upper ? column[LEFT + k] : column[k];
+      column[k] = kept + __shfl_xor_sync(ALL_LANES, given, STEP);
+    }
+    if (upper) first += LEFT;
+    if constexpr (STEP > ROW_LANES) hand_over<LEFT / 2, STEP / 2>(column, first, lane);
   }
 
   // A column of a tile: what the warps found, in their order, on top of what the tiles above had. One thread has a column from
@@ -157,19 +133,13 @@ template <class Cut> struct Sums {
   }
 
   template <bool FIXED> SSL_DEVICE void store_rows(const Place& place, const Rows& rows) const {
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        Real sum = rows.total[mt][h];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (lane % 4 == 0) {
-          const int64_t at = int64_t(blockIdx.x) * m.x.padded + place.i(mt, 2 * h);
-          static_cast<Real*>(call.x_sums)[at] = sum;
-          if (!FIXED) static_cast<Real*>(call.x_tops)[at] = rows.top[mt][h];
-        }
-      }
+    each_row<MT>([&](int mt, int h) {
+      const Real sum = sum_of_lanes(rows.total[mt][h], ROW_LANES);
+      if (lane % ROW_LANES > 0) return;
+      const int64_t at = int64_t(blockIdx.x) * m.x.padded + place.i(mt, 2 * h);
+      static_cast<Real*>(call.x_sums)[at] = sum;
+      if (!FIXED) static_cast<Real*>(call.x_tops)[at] = rows.top[mt][h];
+    });
   }
 };
 

@@ -27,14 +27,41 @@ template <class Real, int MT, int COLUMNS> struct Entries {
   Real at[MT][COLUMNS / 8][4];
 
   SSL_DEVICE void clear() {
+    each([](Real& entry, int, int, int, int) { entry = 0; });
+  }
+  // f(entry, mt, h, n, c) for every entry, column by column: row h of the two of piece (mt, n), column c of the two.
+  template <class F> SSL_DEVICE void each(F&& f) {
 #pragma unroll
-    for (int m = 0; m < MT; ++m)
+    for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll
-      for (int n = 0; n < COLUMNS / 8; ++n)
+      for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) at[m][n][e] = 0;
+        for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) f(at[mt][n][2 * h + c], mt, h, n, c);
+  }
+  // f(j, each) for every two columns of the tile that lie together, from j on; each(g) is g(entry, mt, h, c) for theirs.
+  template <class Place, class F> SSL_DEVICE void each_column(const Place& place, F&& f) {
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 8; ++n)
+      f(place.in_tile(n, 0), [&](auto&& g) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+#pragma unroll
+          for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) g(at[mt][n][2 * h + c], mt, h, c);
+      });
   }
 };
+
+// f(mt, h) for every row of a lane.
+template <int MT, class F> SSL_DEVICE void each_row(F&& f) {
+#pragma unroll
+  for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) f(mt, h);
+}
 
 // Row and column of a lane's entry e of a 16 x 8 piece.
 SSL_DEVICE int entry_row(int lane, int e) { return lane / 4 + (e & 2) * 4; }

@@ -10,13 +10,14 @@ namespace ssl::cuda {
 
 // All fit the 99 KiB of shared memory of sm_86, sm_89 and sm_120 and spill nowhere (the tests hold the compiler to it). None was
 // timed yet, so the reasons are counts:
-//  * four warps of 16 rows: two or three blocks then share a multiprocessor, one's exponentials under another's products;
+//  * four warps of 16 rows: two blocks then share a multiprocessor (three where registers allow), one's exponentials under another's
+//    products;
 //  * 64 columns while the result leaves the registers (32 a thread for the tile, 64 for a result 128 wide), 32 beyond;
 //  * two slots where a slot is a whole tile, three where it is a panel and the copies are a quarter of that;
 //  * a result wider than 256 (128 for two pieces) is cut, and the tile computed once for every piece.
 //                          warps MT  BN   BD  whole stages blocks
 using HalfNarrow = Cut<Half,      4, 1, 64,  64, true,  2, 3>;
-using HalfMiddle = Cut<Half,      4, 1, 64, 128, true,  2, 3>;
+using HalfMiddle = Cut<Half,      4, 1, 64, 128, true,  2, 2>;
 using HalfWide = Cut<Half,        4, 1, 32, 256, true,  2, 2>;
 using HalfStreamed = Cut<Half,    4, 1, 32, 256, false, 3, 2>;
 using SplitNarrow = Cut<Split,    4, 1, 64,  64, true,  2, 2>;
@@ -30,7 +31,7 @@ using DoubleStreamed = Cut<Double, 4, 1, 32, 64, false, 2, 2>;
 using HopperHalfNarrow = HopperCut<Half, 64, 128, 4>;
 using HopperHalfMiddle = HopperCut<Half, 128, 128, 3>;
 using HopperHalfWide = HopperCut<Half, 256, 64, 4>;
-using HopperSplitNarrow = HopperCut<Split, 64, 128, 3>;
+using HopperSplitNarrow = HopperCut<Split, 64, 64, 4>;
 using HopperSplitMiddle = HopperCut<Split, 128, 64, 3>;
 
 // Rows up to 256 wide are padded to 64, 128 or 256, others to a multiple of 64 (padded_width in Python).

@@ -15,15 +15,25 @@ template <int COLUMNS> struct Lane {
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const int first = int(blockIdx.y) * COLUMNS;
   SSL_DEVICE int in_block(int k) const { return 32 * k + lane; }
+  // How many of the lane's are inside.
+  SSL_DEVICE int count(const Views& v) const { return (v.width - first - lane + 31) / 32; }
 };
 
-// The teacher's logits less the centre, or its probabilities.
-template <class Real> SSL_DEVICE Real teacher_at(const Views& v, int t, int b, int column) {
-  const Real x = number_at<Real>(v.teacher, v.dtype, (int64_t(t) * v.batch + b) * v.teacher_stride + column);
-  return v.center ? x - static_cast<const Real*>(v.center)[t * v.center_stride + column] : x;
+// The teacher's logits less the centre, or its probabilities; `otherwise` beyond the last column.
+template <class Real, int COLUMNS>
+SSL_DEVICE void load_teacher(Real (&x)[COLUMNS / 32], const Views& v, const Lane<COLUMNS>& l, int t, int b, Real otherwise) {
+  const int first = l.first + l.lane, count = l.count(v);
+  load_share(x, v.teacher, v.dtype, (int64_t(t) * v.batch + b) * v.teacher_stride + first, 32, count, otherwise);
+  if (!v.center) return;
+  const Real* const center = static_cast<const Real*>(v.center) + (t * v.center_stride + first);
+#pragma unroll
+  for (int k = 0; k < l.SHARE; ++k)
+    if (k < count) x[k] -= center[32 * k];
 }
-template <class Real> SSL_DEVICE Real student_at(const Views& v, int view, int b, int column) {
-  return number_at<Real>(v.student, v.dtype, (int64_t(view) * v.batch + b) * v.student_stride + column);
+template <class Real, int COLUMNS>
+SSL_DEVICE void load_student(Real (&x)[COLUMNS / 32], const Views& v, const Lane<COLUMNS>& l, int view, int b, Real otherwise) {
+  const int64_t first = (int64_t(view) * v.batch + b) * v.student_stride + l.first + l.lane;
+  load_share(x, v.student, v.dtype, first, 32, l.count(v), otherwise);
 }
 
 // Of every row over these columns: the largest logit, the exponentials' sum relative to it; of every pair the teacher's
@@ -37,12 +47,10 @@ template <class Real, int COLUMNS> __global__ void __launch_bounds__(32 * WARPS)
   Real x[Lane<COLUMNS>::SHARE];
   for (int t = l.warp; t < v.teachers; t += WARPS) {
     Real top = v.given ? Real(0) : Real(LOWEST), sum = 0;
+    load_teacher(x, v, l, t, b, v.given ? Real(0) : -Real(INFINITY));
 #pragma unroll
-    for (int k = 0; k < l.SHARE; ++k) {
-      const int column = l.first + l.in_block(k);
-      x[k] = column < v.width ? teacher_at<Real>(v, t, b, column) : v.given ? Real(0) : -Real(INFINITY);
+    for (int k = 0; k < l.SHARE; ++k)
       if (!v.given) top = larger(top, x[k]);
-    }
     top = largest_of_lanes(top, 32);
 #pragma unroll
     for (int k = 0; k < l.SHARE; ++k) {
@@ -60,12 +68,9 @@ template <class Real, int COLUMNS> __global__ void __launch_bounds__(32 * WARPS)
   __syncthreads();
   for (int view = l.warp; view < v.views; view += WARPS) {
     Real top = Real(LOWEST), sum = 0;
+    load_student(x, v, l, view, b, -Real(INFINITY));
 #pragma unroll
-    for (int k = 0; k < l.SHARE; ++k) {
-      const int column = l.first + l.in_block(k);
-      x[k] = column < v.width ? student_at<Real>(v, view, b, column) : -Real(INFINITY);
-      top = larger(top, x[k]);
-    }
+    for (int k = 0; k < l.SHARE; ++k) top = larger(top, x[k]);
     top = largest_of_lanes(top, 32);
 #pragma unroll
     for (int k = 0; k < l.SHARE; ++k) {
@@ -156,14 +161,14 @@ template <class Real, int COLUMNS> __global__ void __launch_bounds__(32 * WARPS)
   const Real* const shares = tops + int64_t(v.students + v.teachers) * v.batch;
   const Real scale = Real(v.student_scale), teacher_scale = Real(v.teacher_scale * LOG2E);
   const Real g = static_cast<const Real*>(call.dvalue)[b];
+  Real x[Lane<COLUMNS>::SHARE];
   for (int t = l.warp; t < v.teachers; t += WARPS) {
     const int64_t at = (v.students + t) * int64_t(v.batch) + b;
+    const Real top = v.given ? Real(0) : tops[at], share = v.given ? Real(0) : shares[at];
+    load_teacher(x, v, l, t, b, Real(0));
 #pragma unroll
-    for (int k = 0; k < l.SHARE; ++k) {
-      const int column = l.first + l.in_block(k);
-      const Real x = column < v.width ? teacher_at<Real>(v, t, b, column) : Real(0);
-      p[t * COLUMNS + l.in_block(k)] = v.given ? x : exp2_fast((x - tops[at]) * teacher_scale) * shares[at];
-    }
+    for (int k = 0; k < l.SHARE; ++k)
+      p[t * COLUMNS + l.in_block(k)] = v.given ? x[k] : exp2_fast((x[k] - top) * teacher_scale) * share;
   }
   __syncthreads();
   auto paired = [&](int t, int view) { return v.same || t != v.first_view + view; };
@@ -173,31 +178,37 @@ template <class Real, int COLUMNS> __global__ void __launch_bounds__(32 * WARPS)
       Real mass = 0;
       for (int t = 0; t < v.teachers; ++t)
         if (paired(t, view)) mass += v.given ? shares[(v.students + t) * int64_t(v.batch) + b] : Real(1);
+      load_student(x, v, l, view, b, Real(0));
+      const Real top = tops[at], share = mass * shares[at];
 #pragma unroll
-      for (int k = 0; k < l.SHARE; ++k) {
-        const int column = l.first + l.in_block(k);
-        if (column >= v.width) continue;
-        Real target = 0;
-        for (int t = 0; t < v.teachers; ++t)
-          if (paired(t, view)) target += p[t * COLUMNS + l.in_block(k)];
-        const Real e = exp2_fast((student_at<Real>(v, view, b, column) - tops[at]) * scale * Real(LOG2E));
-        put_at(call.dstudent, v.dtype, (int64_t(view) * v.batch + b) * v.width + column, g * scale * (mass * shares[at] * e - target));
-      }
+      for (int k = 0; k < l.SHARE; ++k) x[k] = share * exp2_fast((x[k] - top) * scale * Real(LOG2E));
+      for (int t = 0; t < v.teachers; ++t)
+        if (paired(t, view))
+#pragma unroll
+          for (int k = 0; k < l.SHARE; ++k) x[k] -= p[t * COLUMNS + l.in_block(k)];
+#pragma unroll
+      for (int k = 0; k < l.SHARE; ++k) x[k] *= g * scale;
+      put_share(call.dstudent, v.dtype, (int64_t(view) * v.batch + b) * v.width + l.first + l.lane, 32, l.count(v), x);
     }
   if (call.dteacher)
-    for (int t = l.warp; t < v.teachers; t += WARPS)
+    for (int t = l.warp; t < v.teachers; t += WARPS) {
+      Real logs[Lane<COLUMNS>::SHARE] = {};
+      for (int view = 0; view < v.views; ++view) {
+        if (!paired(t, view)) continue;
+        const int64_t at = int64_t(v.first_view + view) * v.batch + b;
+        const Real top = tops[at], log_share = Real(log(double(shares[at])));
+        load_student(x, v, l, view, b, Real(0));
+#pragma unroll
+        for (int k = 0; k < l.SHARE; ++k) logs[k] += (x[k] - top) * scale + log_share;
+      }
+      Real* const to = static_cast<Real*>(call.dteacher) + (int64_t(t) * v.batch + b) * v.width;
 #pragma unroll
       for (int k = 0; k < l.SHARE; ++k) {
         const int column = l.first + l.in_block(k);
-        if (column >= v.width) continue;
-        Real logs = 0;
-        for (int view = 0; view < v.views; ++view) {
-          const int64_t at = int64_t(v.first_view + view) * v.batch + b;
-          if (paired(t, view)) logs += (student_at<Real>(v, view, b, column) - tops[at]) * scale + Real(log(double(shares[at])));
-        }
-        Real& to = static_cast<Real*>(call.dteacher)[(int64_t(t) * v.batch + b) * v.width + column];
-        to = (v.first_view ? to : Real(0)) - g * logs;  // a launch a tensor of the student, one after the other
+        // a launch a tensor of the student, one after the other
+        if (column < v.width) to[column] = (v.first_view ? to[column] : Real(0)) - g * logs[k];
       }
+    }
 }
 
 // As many columns a block as the teacher's probabilities leave room for in 64 KiB.

@@ -14,7 +14,7 @@ template <class Real> SSL_DEVICE Real largest_of(const WeighSide& side) {
   return top;
 }
 
-// By kind of shift: dneg exp(shift - top - neg), or (dneg, top, neg). Every block finds the largest |dneg| by itself: so many
+// By kind of shift: dneg exp(shift - top - neg), or dneg, top, neg in the units of exp_less, and the factor. Every block finds the largest |dneg| by itself: so many
 // numbers from the cache, cheaper than one more launch.
 template <class Real> __global__ void __launch_bounds__(THREADS) weigh_rows(const Weigh call) {
   const WeighSide side = call.sides[blockIdx.y];
@@ -41,7 +41,8 @@ template <class Real> __global__ void __launch_bounds__(THREADS) weigh_rows(cons
     } else {
       weights[i] = dneg;
       weights[side.padded + i] = top;
-      weights[2 * int64_t(side.padded) + i] = neg;
+      weights[2 * int64_t(side.padded) + i] = neg * Real(EXPONENT<Real>);
+      weights[3 * int64_t(side.padded) + i] = side.factors ? Real(side.factors[i]) : Real(1);
     }
   }
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *static_cast<Real*>(call.unit) = power;

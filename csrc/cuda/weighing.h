@@ -42,13 +42,38 @@ struct Place {
   SSL_DEVICE int in_tile(int n, int e) const { return 8 * n + entry_column(lane, e); }
 };
 
+// What is true of a lane's entries of one tile, a bit each. Found in a loop: few tiles need it, and in all others it should be no more
+// than a branch, of which a condition beside every entry makes as many as there are entries.
+template <int MT, int BN> struct Marks {
+  static_assert(BN <= 128, "a word a row");
+  uint32_t at[MT][2];
+
+  // test(i, j) of rows and columns of the matrix; `first`: the tile's first column.
+  template <class Test> SSL_DEVICE Marks(const Place& of_tile, int first, Test test) {
+    const Place place{of_tile.row, lane_now()};
+    each_row<MT>([&](int mt, int h) {
+      const int i = place.i(mt, 2 * h);
+      uint32_t bits = 0;
+#pragma unroll 1
+      for (int k = 0; k < BN / 4; ++k) bits |= uint32_t(test(i, first + place.in_tile(k / 2, k % 2))) << k;
+      at[mt][h] = bits;
+    });
+  }
+  SSL_DEVICE bool hold(int mt, int h, int n, int c) const { return at[mt][h] >> (2 * n + c) & 1; }
+};
+
+// In a special tile, what is no negative becomes `instead`.
+template <class Real, int MT, int BN, class Pairs>
+SSL_DEVICE void replace_others(Entries<Real, MT, BN>& s, const Place& place, int first, const Pairs& pairs, Real instead) {
+  if (!pairs.special()) return;
+  const Marks<MT, BN> negatives(place, first, [&](int i, int j) { return pairs.inside(i, j) && pairs.negative(i, j); });
+  s.each([&](Real& entry, int mt, int h, int n, int c) { entry = negatives.hold(mt, h, n, c) ? entry : instead; });
+}
+
 // What turns products with the lane's rows into logits, and weights of columns into units of the largest one, which float16 can
 // hold. Rows on the sphere have no factors.
 template <class Real, int MT> SSL_DEVICE void fill_row_factors(Real (&to)[MT][2], const Matrix& m, const Place& place, Real factor) {
-#pragma unroll
-  for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) to[mt][h] = m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor;
+  each_row<MT>([&](int mt, int h) { to[mt][h] = m.x.factors ? factor * Real(m.x.factors[place.i(mt, 2 * h)]) : factor; });
 }
 template <class Real> SSL_DEVICE Real unit_of_largest(const Matrix& m) {
   return m.y.largest ? 1 / Real(*m.y.largest) : Real(1);
@@ -57,12 +82,11 @@ template <class Real> SSL_DEVICE Real unit_of_largest(const Matrix& m) {
 // The four lanes that share a row of a tile.
 constexpr int ROW_LANES = 4;
 
-// A row's part of what is summed so far, when the unit of its weights becomes another.
-template <class Real, int MT, int OUT> SSL_DEVICE void scale_row(Entries<Real, MT, OUT>& out, int mt, int h, Real by) {
-#pragma unroll
-  for (int n = 0; n < OUT / 8; ++n)
-#pragma unroll
-    for (int c = 0; c < 2; ++c) out.at[mt][n][2 * h + c] *= by;
+// What is summed so far, when the units of its rows become others: rarely, and then all of a warp at once.
+template <class Real, int MT, int OUT> SSL_DEVICE void rescale_rows(Entries<Real, MT, OUT>& out, const Real (&by)[MT][2]) {
+  bool changed = false;
+  each_row<MT>([&](int mt, int h) { changed = changed || by[mt][h] != Real(1); });
+  if (__any_sync(ALL_LANES, changed)) out.each([&](Real& sum, int mt, int h, int, int) { sum *= by[mt][h]; });
 }
 
 // Numbers that come along with each column's rows, where a rule wants any: `count` of them, each `step` behind the last.
@@ -72,13 +96,25 @@ template <class Real> struct ColumnVectors {
   int count;  // at most Rule::VECTORS
 };
 
+// The columns' factors, for a rule that wants nothing else of them.
+template <class Real> SSL_DEVICE ColumnVectors<Real> factors_of(const Side& side) {
+  return {reinterpret_cast<const Real*>(side.factors), 0, side.factors ? 1 : 0};  // rows in float64 have none
+}
+// Those of two columns that lie together, of a tile's vector of them, or ones where rows have none.
+template <class Real> SSL_DEVICE void load_factors(Real (&f)[2], const Side& side, const Real* columns, int j) {
+  f[0] = f[1] = 1;
+  if (side.factors) load_two(f, columns + j);
+}
+
 // The first row of a call's first block.
 template <class Call> SSL_DEVICE int first_row_of(const Call&) { return 0; }
 SSL_DEVICE int first_row_of(const GradientEntries& call) { return call.first_row; }
 
-template <class Cut, class Rule, class Call>
-__global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(const Call call) {
-  if (FOR_HOPPER && Cut::WHOLE) return;  // weighing_hopper
+// A rule says of a tile's entries what its columns weigh: weigh<FIXED>(s, ...) makes weights of products, and rescale(out) brings
+// what is summed so far to the units they are in. With SHIFTS it has two forms, and FIXED is the one under a shift that serves
+// every row (rule.fixed): two loops, since a choice inside would be one at every entry.
+template <bool FIXED, class Cut, class Rule, class Call>
+SSL_DEVICE void walk(const Call& call, Rule& rule, const Place& place) {
   using O = typename Cut::O;
   using Real = typename O::Real;
   using T = typename O::Element;
@@ -86,7 +122,7 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
   const Matrix& m = call.matrix;
   const T* const x_units = static_cast<const T*>(m.x.units);
   const T* const y_units = static_cast<const T*>(m.y.units);
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int warp = int(threadIdx.x) / 32, lane = place.lane;
   const int first_row = first_row_of(call) + int(blockIdx.x) * BM, start = int(blockIdx.y) * call.span;
   const int tiles = (smaller(start + call.span, m.y.rows) - start + BN - 1) / BN;
   const int panels = m.width / Cut::PANEL;
@@ -98,8 +134,6 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
   const int vectors_at = Cut::WHOLE ? panels * Cut::Y_PANEL : Cut::X_PANEL + Cut::Y_PANEL;
   const int slot_bytes = vectors_at + Rule::VECTORS * Cut::VECTOR;
 
-  const Place place{first_row + warp * MT * 16, lane};
-  Rule rule(call, place);
   const auto vector = Rule::vectors(call);
   Diagonals<BM, BN> pairs(m, first_row, start);
   Entries<Real, MT, BN> s;
@@ -168,10 +202,11 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
     }
 
     const Real* const vectors = reinterpret_cast<const Real*>(slot + vectors_at);
-    rule.weigh(s, out, vectors, start + tile * BN, pairs);
+    rule.template weigh<FIXED>(s, vectors, start + tile * BN, pairs);
     pairs.next();
 
     if constexpr (BD > 0) {
+      rule.rescale(out);
       const Weights<O, MT, BN> weights(s);
 #pragma unroll
       for (int p = 0; p < BD / Cut::PANEL; ++p)
@@ -199,6 +234,18 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
           }
     }
   }
+}
+
+template <class Cut, class Rule, class Call>
+__global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(const Call call) {
+  if (FOR_HOPPER && Cut::WHOLE) return;  // weighing_hopper
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const Place place{first_row_of(call) + int(blockIdx.x) * Cut::BM + warp * Cut::MT * 16, lane};
+  Rule rule(call, place);
+  if (Rule::SHIFTS && rule.fixed)
+    walk<Rule::SHIFTS, Cut>(call, rule, place);
+  else
+    walk<false, Cut>(call, rule, place);
   rule.store();
 }
 

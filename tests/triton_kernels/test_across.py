@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import BF16, F16, F32, F64, assert_no_worse, matmul_precision, product
-from serving import draw, kernels
+from serving import NAME, draw, kernels
 from torch import Tensor
 
 from ssl_kernels.backends import reference
@@ -197,6 +197,26 @@ def test_rows_alone():
     assert_alike(x, [y], columns=False)
     assert_alike(x, [y], torch.tensor(200.0), columns=False)
     assert_alike(x, [y], offset=None, columns=False, normalize=False)
+
+
+@pytest.mark.skipif(NAME != "cuda", reason="only the CUDA kernels keep the gradient's entries")
+@pytest.mark.parametrize("normalize", [True, False])
+def test_kept_entries_serve_both_sides_block_by_block(normalize, monkeypatch):
+    from ssl_kernels.backends.cuda import wide
+
+    x, y = torch.randn(300, 320).half(), torch.randn(90, 320).half() * torch.rand(90, 1).mul(4).exp().half() / 30
+    args = x, [y], torch.tensor(3.0 if normalize else 0.1), 1.0, 5, normalize
+    neg, _, top, neg_y, _, top_y = kernels.cross_lse(*args, True)
+    upstream = [torch.rand(len(t)) for t in (neg, neg, neg_y, neg)]
+    args = *upstream, *args, neg, top, neg_y, top_y
+    dx, (dy,), _ = kernels.cross_lse_backward(*args, True, True)
+    monkeypatch.setattr(wide, "COPIES", 0)  # a block of rows at a time
+    again_dx, (again_dy,), _ = kernels.cross_lse_backward(*args, True, True)
+    torch.testing.assert_close(again_dx, dx, rtol=0, atol=0)
+    torch.testing.assert_close(again_dy, dy, rtol=2e-3, atol=1e-5)
+    # a side alone is a sweep of its own
+    torch.testing.assert_close(kernels.cross_lse_backward(*args, True, False)[0], dx, rtol=0, atol=0)
+    torch.testing.assert_close(kernels.cross_lse_backward(*args, False, True)[1][0], dy, rtol=2e-3, atol=1e-5)
 
 
 def test_parts_of_any_number_stride_and_length():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ssl_kernels.backends.cuda import wide
 from ssl_kernels.backends.cuda.native import DTYPES, NOTHING, C, address, generation, number, stream
 from ssl_kernels.backends.gpu.kernels import DOUBLE, HALF, SPLIT, Grid, Three
 from ssl_kernels.backends.gpu.launch import ROW_MULTIPLE, Problem, Side, cdiv
+from ssl_kernels.backends.gpu.passes import WEIGHTS
 
 _KERNELS = {"forward": 0, "cross": 1, "backward": 2, "attend": 3, "softplus": 4}
 _OPERANDS = {HALF: 0, SPLIT: 1, DOUBLE: 2}
@@ -75,8 +75,9 @@ def weigh(
     p: Problem, of_x: Three, of_y: Three | None, x_weights: Tensor, y_weights: Tensor | None, unit: Tensor
 ) -> None:
     scale, multiplier = p.logits
-    x = (*map(address, of_x), address(x_weights), p.x.rows, p.x.padded)
-    y = (*(map(address, of_y) if of_y else (NOTHING,) * 3), address(y_weights), p.y.rows, p.y.padded)
+    x = (*map(address, of_x), address(p.x.factors), address(x_weights), p.x.rows, p.x.padded)
+    of_others = map(address, of_y) if of_y else (NOTHING,) * 3
+    y = (*of_others, address(p.y.factors), address(y_weights), p.y.rows, p.y.padded)
     C.weigh(x, y, p.operands == DOUBLE, p.normalize, number(scale), multiplier, address(unit), stream(p.device))
 
 
@@ -84,16 +85,40 @@ def backward(
     p: Problem, x: Side, y: Side, step: int, tile: Tile, grid: Grid, span: int, x_weights: Tensor | None,
     y_weights: Tensor | None, received: Tensor,
 ) -> None:  # fmt: skip
-    matrix, weights = _matrix(p, x, y, step), (address(x_weights), address(y_weights))
+    matrix, of_columns = _matrix(p, x, y, step), y_weights is not None
+    columns_weights = _no_weights(p, y) if y_weights is None else y_weights
+    weights = address(x_weights), address(columns_weights), of_columns
     if tile.BLOCK_N < ALL:
         C.backward(matrix, *weights, address(received), span, stream(p.device))
-        return
-    columns, written, most = wide.plain_rows(p, y), wide.columns_written(y), wide.rows_at_once(p, x, y)
-    entries = p.empty(most, y.padded, dtype=torch.float16)
-    for first in range(0, x.padded, most):
-        rows = min(most, x.padded - first)
+    else:
+        wide.receive(p, x, y, _keeping(matrix, weights, p), received[0])
+
+
+def backward_both(p: Problem, x_weights: Tensor, y_weights: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    if tile("backward", p.operands, p.padded_width, p.arch).BLOCK_N < ALL:
+        return None
+    columns_weights = _no_weights(p, p.y) if y_weights is None else y_weights
+    weights = address(x_weights), address(columns_weights), y_weights is not None
+    of_x, of_y = (p.empty(1, side.padded, p.padded_width) for side in (p.x, p.y))
+    wide.receive(p, p.x, p.y, _keeping(_matrix(p, p.x, p.y, p.step), weights, p), of_x[0], of_y[0])
+    return of_x, of_y
+
+
+def _keeping(matrix: tuple[object, ...], weights: tuple[int, int, bool], p: Problem) -> wide.Keep:
+    def keep(entries: Tensor, first: int, rows: int) -> None:
         C.gradient_entries(matrix, *weights, address(entries), first, rows, stream(p.device))
-        wide.weigh_columns(entries[:rows, :written], columns[:written], received[0, first : first + rows])
+
+    return keep
+
+
+def _no_weights(p: Problem, side: Side) -> Tensor:
+    """Those of columns that nobody reduced: the kernels read the factors of theirs."""
+    weights = p.empty(WEIGHTS, side.padded).zero_()
+    if side.factors is None:
+        weights[-1].fill_(1.0)
+    else:
+        weights[-1].copy_(side.factors[: side.padded])
+    return weights
 
 
 def nearest(p: Problem, span: int, products: Tensor, indices: Tensor, index: Tensor) -> None:

@@ -36,11 +36,12 @@ def cross_lse_backward(
         x_weights, y_weights, unit = weigh(p, (neg, top, dneg), (neg_y, top_y, dneg_y) if columns else None)
         positives = (None, None) if offset is None else (dpos, dpos_y if columns else None)
         dx, dy = x.new_empty(0), [t.new_empty(0) for t in y]
+        of_x, of_y = (kernels.backward_both(p, x_weights, y_weights) if want_x and want_y else None) or (None, None)
         if want_y:
-            received = receive(p, p.y, p.x, -p.step, y_weights, x_weights)
+            received = receive(p, p.y, p.x, -p.step, y_weights, x_weights) if of_y is None else of_y
             dy, along = finish(p, p.y, p.x, -p.step, received, unit, *positives)
         if want_x or not want_y:  # the scale's gradient takes one of the two
-            received = receive(p, p.x, p.y, p.step, x_weights, y_weights)
+            received = receive(p, p.x, p.y, p.step, x_weights, y_weights) if of_x is None else of_x
             (found,), along = finish(p, p.x, p.y, p.step, received, unit, *positives)
             dx = found if want_x else dx
         return dx, dy, add_scale(p, along)

@@ -72,6 +72,9 @@ class Kernels(Protocol[T]):
     ) -> None:  # fmt: skip
         """``received[span of columns, padded row, padded width]``."""
 
+    def backward_both(self, p: Problem, x_weights: Tensor, y_weights: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """What the rows of ``x`` and those of ``y`` receive, where that takes less than one sweep for each."""
+
     def finish(
         self, p: Problem, x: Side, y: Side, step: int, received: Tensor, unit: Tensor | None, dpos: Tensor | None,
         y_dpos: Tensor | None, dxs: tuple[Tensor, ...],

@@ -19,6 +19,10 @@ from ssl_kernels.backends.gpu.launch import ROW_MULTIPLE, Problem, Side, cdiv
 MAX_GROUPS = 64
 
 
+# What a row puts into G: weight, top, neg and, for a backend that reads it there, its factor.
+WEIGHTS = 4
+
+
 def sum_negatives(p: Problem, columns: bool = False) -> tuple[Tensor, Tensor | None]:
     """``[sums or maxima, group of the other side, padded row]`` of the rows and, if asked, of the columns."""
     x, y = p.x, p.y
@@ -49,8 +53,8 @@ def combine(
 
 def weigh(p: Problem, of_x: Three, of_y: Three | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
     """What rows and columns put into G, from their ``(neg, top, dneg)``, and the unit it is in."""
-    x_weights = p.empty(3, p.x.padded)
-    y_weights = None if of_y is None else p.empty(3, p.y.padded)
+    x_weights = p.empty(WEIGHTS, p.x.padded)
+    y_weights = None if of_y is None else p.empty(WEIGHTS, p.y.padded)
     unit = p.empty(1)
     given = _contiguous(of_x), None if of_y is None else _contiguous(of_y)
     p.kernels.weigh(p, *given, x_weights, y_weights, unit)

@@ -20,6 +20,7 @@ __all__ = [
     "add_up",
     "attend",
     "backward",
+    "backward_both",
     "combine",
     "finish",
     "forward",
@@ -87,6 +88,10 @@ def backward(
         x.units, y.units, x.factors, y.factors, y.largest, *p.logits, x_weights, y_weights, received,
         x.rows, y.rows, step, span, x.padded, y.padded, p.low_offset, **_kind(p), **_rule(p), **tile.arguments(),
     )  # fmt: skip
+
+
+def backward_both(p: Problem, x_weights: Tensor, y_weights: Tensor | None) -> None:
+    """Never less than a sweep for each."""
 
 
 def finish(

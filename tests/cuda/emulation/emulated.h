@@ -244,8 +244,11 @@ inline void multiply_add(double& c0, double& c1, double a, double b, Site site =
   c1 = out[1];
 }
 
+inline int lane_now() { return ssl::emulated::lane(); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline double exp2_fast(double x) { return std::exp2(x); }
+inline float reciprocal_fast(float x) { return 1 / x; }
+inline double reciprocal_fast(double x) { return 1 / x; }
 
 // ------------------------------------------------------------------------------------------------------------- launch
 template <class... Formal, class... Actual>

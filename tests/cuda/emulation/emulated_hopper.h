@@ -22,31 +22,33 @@ inline void sync_some(int number, int threads, Site site = Site::current()) {
 inline void arrive_some(int number, int threads, Site site = Site::current()) {
   emulated::barrier(number, threads, false, site);
 }
+inline const char* anew(const char* p) { return p; }
 template <int COUNT> void take_registers() {}
 template <int COUNT> void give_registers() {}
 
 inline void group_fence(Site site = Site::current()) { emulated::group_fence(site); }
 inline void group_commit(Site site = Site::current()) { emulated::group_commit(site); }
 template <int N> void group_wait(Site site = Site::current()) { emulated::group_wait(N, site); }
+template <int N, int COUNT> void group_wait(float (&)[COUNT], Site site = Site::current()) { emulated::group_wait(N, site); }
 
-template <bool TRANSPOSED, int COUNT>
-void group_multiply(float (&d)[COUNT], uint64_t a, uint64_t b, bool accumulate, Site site = Site::current()) {
+template <bool TRANSPOSED, bool FIRST, int COUNT>
+void group_multiply(float (&d)[COUNT], uint64_t a, uint64_t b, Site site = Site::current()) {
   emulated::GroupProduct p{};
   p.a_rows = a;
   p.b_rows = b;
   p.n = 2 * COUNT;
   p.transposed = TRANSPOSED;
-  p.accumulate = accumulate;
+  p.accumulate = !FIRST;
   emulated::group_multiply(p, d, nullptr, site);
 }
 template <bool TRANSPOSED, int COUNT>
-void group_multiply(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, bool accumulate, Site site = Site::current()) {
+void group_multiply(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, Site site = Site::current()) {
   emulated::GroupProduct p{};
   p.b_rows = b;
   p.n = 2 * COUNT;
   p.from_registers = true;
   p.transposed = TRANSPOSED;
-  p.accumulate = accumulate;
+  p.accumulate = true;
   emulated::group_multiply(p, d, a, site);
 }
 
