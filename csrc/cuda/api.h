@@ -44,7 +44,8 @@ struct Matrix {
 };
 
 // ------------------------------------------------------------------------------------------------------------- sweeps
-enum class Kernel : int { forward, cross, backward, attend, softplus };
+// value: softplus for nobody to receive anything; the search for neighbours too.
+enum class Kernel : int { forward, cross, backward, attend, softplus, value };
 
 // Rows and columns of a block's tile, the entries of its result along the width, and whether it has a multiprocessor to itself:
 // Python makes its grids of them.

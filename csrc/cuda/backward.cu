@@ -113,7 +113,7 @@ template <class Cut> struct KeptGradient : Gradient<Cut, true> {
 }  // namespace
 
 int gradient_entries(const GradientEntries& call, void* stream) {
-  if (call.matrix.arch == 90) return HopperEntries::launch<KeptGradient<HopperEntries>>(call, stream);
+  if (call.matrix.arch == 90) return HopperStreamed::launch<KeptGradient<HopperStreamed>>(call, stream);
   return EntriesCut::launch<KeptGradient<EntriesCut>>(call, stream);
 }
 

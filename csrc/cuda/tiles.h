@@ -56,15 +56,20 @@ template <class F> auto with_weighing_cut(Operands operands, int width, int arch
 
 // G kept instead of weighed with: no result in the registers either, so larger tiles.
 using EntriesCut = Cut<Half, 4, 2, 64, 0, false, 3, 2>;
-using HopperEntries = HopperStreamedCut<Half, 128, 6>;
+using HopperStreamed = HopperStreamedCut<Half, 128, 6>;
+
+// The same of a sweep without a result.
+template <class F> auto with_resultless_cut(Operands operands, int width, int arch, F&& f) {
+  if (arch == 90 && operands == Operands::half && width > 256) return f.template operator()<HopperStreamed>();
+  return with_weighing_cut(operands, width, arch, [&]<class Widest>() { return f.template operator()<typename Widest::WithoutResult>(); });
+}
 
 // Launches a weighing sweep by its rule, with a result or for what the rule itself stores.
 template <template <class> class Rule, bool RESULT = true, class Call> int launch_sweep(const Call& call, void* stream) {
   const Matrix& m = call.matrix;
-  return with_weighing_cut(m.operands, m.width, m.arch, [&]<class Widest>() {
-    using Cut = std::conditional_t<RESULT, Widest, typename Widest::WithoutResult>;
-    return Cut::template launch<Rule<Cut>>(call, stream);
-  });
+  auto start = [&]<class Cut>() { return Cut::template launch<Rule<Cut>>(call, stream); };
+  if constexpr (RESULT) return with_weighing_cut(m.operands, m.width, m.arch, start);
+  else return with_resultless_cut(m.operands, m.width, m.arch, start);
 }
 
 // The forward sweep has no result to keep in registers: a warp takes 32 rows, so that a column's operands serve two products.

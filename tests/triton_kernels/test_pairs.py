@@ -41,6 +41,16 @@ def eager(p, precision="highest"):
     return total.detach(), x.grad, y.grad, scale.grad, bias.grad
 
 
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("width", [16, 320])
+def test_the_value_alone_on_any_gpu(arch, width, monkeypatch):
+    """Whose kernels have tiles of their own, which the buffer for their parts has to fit."""
+    monkeypatch.setattr(launch, "architecture", lambda device: arch)
+    for dtype in (F32, BF16):
+        p = (*problem(dtype, 200, 170, width)[:-1], False)
+        torch.testing.assert_close(kernels.pair_softplus(*p)[0].double(), exact(p)[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("p", "precision"),
     [

@@ -13,7 +13,7 @@ from ssl_kernels.backends.gpu.kernels import DOUBLE, HALF, SPLIT, Grid, Three
 from ssl_kernels.backends.gpu.launch import ROW_MULTIPLE, Problem, Side, cdiv
 from ssl_kernels.backends.gpu.passes import WEIGHTS
 
-_KERNELS = {"forward": 0, "cross": 1, "backward": 2, "attend": 3, "softplus": 4}
+_KERNELS = {"forward": 0, "cross": 1, "backward": 2, "attend": 3, "softplus": 4, "value": 5}
 _OPERANDS = {HALF: 0, SPLIT: 1, DOUBLE: 2}
 
 

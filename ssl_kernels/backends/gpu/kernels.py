@@ -45,7 +45,8 @@ class Kernels(Protocol[T]):
     def padded_width(self, width: int) -> int: ...
 
     def tile(self, kernel: str, operands: str, width: int, arch: int) -> T:
-        """Of the sweeps ``forward`` (a set against itself), ``cross`` (two), ``backward``, ``attend``, ``softplus``."""
+        """Of the sweeps ``forward`` (a set against itself), ``cross`` (two), ``backward``, ``attend``, ``softplus``, and
+        ``value``, the softplus for nobody to receive anything."""
 
     def prepare(self, p: Problem, units: Tensor, factors: Tensor | None) -> None:
         """Operand rows of all inputs; ``factors`` are the powers of two that rows off the sphere were divided by."""

@@ -33,7 +33,7 @@ def _sweep(
     p: Problem, x: Side, y: Side, step: int, bias: Tensor | None, *, valued: bool, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Each program's part of the value and of the bias's gradient, and ``[span, padded row, padded width]``."""
-    tile = p.kernels.tile("softplus" if gradient else "cross", p.operands, p.padded_width, p.arch)
+    tile = p.kernels.tile("softplus" if gradient else "value", p.operands, p.padded_width, p.arch)
     grid, span = p.grid(x, y, tile)
     sums = p.empty(2, grid[0] * grid[1] if valued else 0)
     received = p.empty(grid[1] if gradient else 0, x.padded, p.padded_width)

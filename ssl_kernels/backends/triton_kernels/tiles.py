@@ -118,6 +118,8 @@ EXCEPTIONS: dict[tuple[int, str, str, float], Tile] = {
 
 
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
+    if kernel == "value":  # nothing but products in the registers, as in a sum of exponentials
+        kernel = "cross"
     widest, entry = next(row for row in TABLE[kernel, operands] if width <= row[0])
     generation = arch // 10 if arch // 10 in (9, 10) else 8
     for key in (widest, width):
