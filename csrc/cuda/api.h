@@ -77,10 +77,11 @@ int backward(const Backward& call, void* stream);
 
 // For rows too wide to receive anything in registers: G itself, of `rows` rows from `first_row` on (multiples of 128), for a
 // product of matrices to weigh y with. Operands are halves.
-struct GradientEntries : Backward {
-  void* entries;  // halves [rows][y.padded], zero where there is no negative; written up to a multiple of 64 columns
+struct Kept {
+  void* entries;  // halves [rows][y.padded], zero outside the matrix; written up to a multiple of 64 columns
   int first_row, rows;
 };
+struct GradientEntries : Backward, Kept {};
 int gradient_entries(const GradientEntries& call, void* stream);
 
 // Row sums of exponentials relative to `tops`, and the columns weighted by them.
@@ -97,10 +98,17 @@ struct Softplus {
   Matrix matrix;
   Number bias;
   void* sums;      // reals [2][blocks of rows * spans]; null: nobody asks
+  void* largest;   // reals [blocks of rows * spans], of the derivatives; null: nobody asks. Not where anything is received
   void* received;  // as Backward's; null: nobody asks
   int span;
 };
 int softplus(const Softplus& call, void* stream);
+
+// Its derivatives, kept as those of Backward are.
+struct SoftplusEntries : Softplus, Kept {
+  const void* unit;  // one real: what they are kept in units of
+};
+int softplus_entries(const SoftplusEntries& call, void* stream);
 
 // ------------------------------------------------------------------------------------------- neighbours and distances
 // For every row of x the index of the row of y with the largest product; of equal ones the first.

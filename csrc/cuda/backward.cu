@@ -85,7 +85,7 @@ template <class Cut, bool PLAIN = false> struct Gradient {
 
 template <class Cut> using Received = Gradient<Cut>;
 
-// The same, kept: float16, two columns at a time.
+// The same, kept.
 template <class Cut> struct KeptGradient : Gradient<Cut, true> {
   using Base = Gradient<Cut, true>;
   using Base::MT, Base::BN;
@@ -96,25 +96,14 @@ template <class Cut> struct KeptGradient : Gradient<Cut, true> {
   template <bool FIXED, class Pairs>
   SSL_DEVICE void weigh(Entries<float, MT, BN>& s, const float* columns, int first, const Pairs& pairs) const {
     Base::template weigh<FIXED>(s, columns, first, pairs);
-    uint16_t* const entries = static_cast<uint16_t*>(call.entries);
-#pragma unroll
-    for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-      for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; e += 2) {
-          const int64_t row = this->place.i(mt, e) - call.first_row;
-          *reinterpret_cast<uint32_t*>(entries + row * call.matrix.y.padded + first + this->place.in_tile(n, 0)) =
-              pack_halves(s.at[mt][n][e], s.at[mt][n][e + 1]);
-        }
+    keep_entries(s, call, call.matrix.y.padded, this->place, first);
   }
 };
 
 }  // namespace
 
 int gradient_entries(const GradientEntries& call, void* stream) {
-  if (call.matrix.arch == 90) return HopperStreamed::launch<KeptGradient<HopperStreamed>>(call, stream);
-  return EntriesCut::launch<KeptGradient<EntriesCut>>(call, stream);
+  return launch_keeping<KeptGradient>(call, stream);
 }
 
 int backward(const Backward& call, void* stream) { return launch_sweep<Received>(call, stream); }

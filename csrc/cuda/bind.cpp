@@ -74,18 +74,25 @@ void bind_sweeps(py::module_& m) {
     GradientEntries call{};
     static_cast<Backward&>(call) = {matrix_of(matrix), at(x_weights), at(y_weights), of_columns, nullptr, 0};
     call.span = call.matrix.y.padded;
-    call.entries = at(entries);
-    call.first_row = first_row;
-    call.rows = rows;
+    static_cast<Kept&>(call) = {at(entries), first_row, rows};
     check(gradient_entries(call, at(stream)), "the sweep of kept gradients");
   });
   m.def("attend", [](const MatrixTuple& matrix, Address sums, Address tops, Address received, int span, Address stream) {
     check(attend({matrix_of(matrix), at(sums), at(tops), at(received), span}, at(stream)), "the attending sweep");
   });
-  m.def("softplus", [](const MatrixTuple& matrix, NumberTuple bias, Address sums, Address received, int span,
+  m.def("softplus", [](const MatrixTuple& matrix, NumberTuple bias, Address sums, Address largest, Address received, int span,
                        Address stream) {
-    check(softplus({matrix_of(matrix), number_of(bias), at(sums), at(received), span}, at(stream)),
+    check(softplus({matrix_of(matrix), number_of(bias), at(sums), at(largest), at(received), span}, at(stream)),
           "the sweep over pairs");
+  });
+  m.def("softplus_entries", [](const MatrixTuple& matrix, NumberTuple bias, Address unit, Address entries, int first_row,
+                               int rows, Address stream) {
+    SoftplusEntries call{};
+    static_cast<Softplus&>(call) = {matrix_of(matrix), number_of(bias), nullptr, nullptr, nullptr, 0};
+    static_cast<Kept&>(call) = {at(entries), first_row, rows};
+    call.span = call.matrix.y.padded;
+    call.unit = at(unit);
+    check(softplus_entries(call, at(stream)), "the sweep of kept derivatives");
   });
 }
 

@@ -21,7 +21,7 @@ template <class Cut, bool VALUED> struct Sum {
   Place place;
   bool fixed = false;
   Real factor, bias, unit_of_columns;
-  Real value = 0, slope = 0;
+  Real value = 0, slope = 0, largest = 0;
   Real row_factor[MT][2], lift[MT][2];
   Real lowered[MT][2];  // by what the lift came down at the last tile
 
@@ -46,6 +46,7 @@ template <class Cut, bool VALUED> struct Sum {
     shares(s);
     if (pairs.special()) turn_positives<false>(s, first, pairs);
     if constexpr (VALUED) s.each([&](Real& entry, int, int, int, int) { slope += entry; });
+    if constexpr (VALUED && Cut::BD == 0) s.each([&](Real& entry, int, int, int, int) { largest = larger(largest, absolute(entry)); });
     if constexpr (Cut::BD > 0) {
       if (call.matrix.y.factors)
         s.each_column(place, [&](int j, auto&& each) {
@@ -107,20 +108,44 @@ template <class Cut, bool VALUED> struct Sum {
   SSL_DEVICE void store_sums() {
     value = sum_of_lanes(value, 32);
     slope = sum_of_lanes(slope, 32);
+    largest = largest_of_lanes(largest, 32);
     Real* const by_warp = reinterpret_cast<Real*>(shared_memory());
     Cut::sync();
     if (place.lane == 0) {
-      by_warp[2 * (threadIdx.x / 32)] = value;
-      by_warp[2 * (threadIdx.x / 32) + 1] = slope;
+      Real* const mine = by_warp + 3 * (threadIdx.x / 32);
+      mine[0] = value, mine[1] = slope, mine[2] = largest;
     }
     Cut::sync();
     if (threadIdx.x > 0) return;
-    Real sums[2] = {0, 0};
-    for (int w = 0; w < Cut::WARPS; ++w)
-      for (int k = 0; k < 2; ++k) sums[k] += by_warp[2 * w + k];
-    Real* const to = static_cast<Real*>(call.sums) + int64_t(blockIdx.x) * gridDim.y + blockIdx.y;
+    Real sums[2] = {0, 0}, most = 0;
+    for (int w = 0; w < Cut::WARPS; ++w) {
+      for (int k = 0; k < 2; ++k) sums[k] += by_warp[3 * w + k];
+      most = larger(most, by_warp[3 * w + 2]);
+    }
+    const int64_t at = int64_t(blockIdx.x) * gridDim.y + blockIdx.y;
+    Real* const to = static_cast<Real*>(call.sums) + at;
     to[0] = sums[0];
     to[int64_t(gridDim.x) * gridDim.y] = sums[1];
+    if (call.largest) static_cast<Real*>(call.largest)[at] = most;
+  }
+};
+
+// The derivatives, kept. They have one unit, so that the same entries weigh columns and rows: the largest comes to a quarter of what
+// float16 holds, and what is 2^-29 of it still has all its digits.
+template <class Cut> struct KeptSum : Sum<Cut, false> {
+  using Base = Sum<Cut, false>;
+  using Base::MT, Base::BN;
+  const SoftplusEntries& call;
+  float lift;
+
+  SSL_DEVICE KeptSum(const SoftplusEntries& call, Place place)
+      : Base(call, place), call(call), lift(1 / *static_cast<const float*>(call.unit)) {}
+
+  template <bool FIXED, class Pairs>
+  SSL_DEVICE void weigh(Entries<float, MT, BN>& s, const float* columns, int first, const Pairs& pairs) {
+    Base::template weigh<FIXED>(s, columns, first, pairs);
+    s.each([&](float& entry, int, int, int, int) { entry *= lift; });
+    keep_entries(s, call, call.matrix.y.padded, this->place, first);
   }
 };
 
@@ -133,5 +158,7 @@ int softplus(const Softplus& call, void* stream) {
   if (!call.received) return launch_sweep<WithValue, false>(call, stream);
   return call.sums ? launch_sweep<WithValue>(call, stream) : launch_sweep<WithoutValue>(call, stream);
 }
+
+int softplus_entries(const SoftplusEntries& call, void* stream) { return launch_keeping<KeptSum>(call, stream); }
 
 }  // namespace ssl::cuda

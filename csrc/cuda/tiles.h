@@ -72,6 +72,12 @@ template <template <class> class Rule, bool RESULT = true, class Call> int launc
   else return with_resultless_cut(m.operands, m.width, m.arch, start);
 }
 
+// Launches one whose rule keeps the weights.
+template <template <class> class Rule, class Call> int launch_keeping(const Call& call, void* stream) {
+  if (call.matrix.arch == 90) return HopperStreamed::launch<Rule<HopperStreamed>>(call, stream);
+  return EntriesCut::launch<Rule<EntriesCut>>(call, stream);
+}
+
 // The forward sweep has no result to keep in registers: a warp takes 32 rows, so that a column's operands serve two products.
 // WHOLE: a block's rows stay in shared memory; streamed, both sides come by panels, and more columns make up for it.
 template <class Operands, int WARPS_, int MT_, int BN_, bool WHOLE_, int STAGES_, int BLOCKS_> struct ForwardCut {

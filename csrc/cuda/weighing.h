@@ -107,8 +107,26 @@ template <class Real> SSL_DEVICE void load_factors(Real (&f)[2], const Side& sid
 }
 
 // The first row of a call's first block.
-template <class Call> SSL_DEVICE int first_row_of(const Call&) { return 0; }
-SSL_DEVICE int first_row_of(const GradientEntries& call) { return call.first_row; }
+template <class Call> SSL_DEVICE int first_row_of(const Call& call) {
+  if constexpr (requires { call.first_row; }) return call.first_row;
+  else return 0;
+}
+
+// A tile's weights, kept as float16, two columns at a time.
+template <int MT, int BN>
+SSL_DEVICE void keep_entries(const Entries<float, MT, BN>& s, const Kept& kept, int64_t columns, const Place& place, int first) {
+  uint16_t* const entries = static_cast<uint16_t*>(kept.entries);
+#pragma unroll
+  for (int mt = 0; mt < MT; ++mt)
+#pragma unroll
+    for (int n = 0; n < BN / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const int64_t row = place.i(mt, e) - kept.first_row;
+        *reinterpret_cast<uint32_t*>(entries + row * columns + first + place.in_tile(n, 0)) =
+            pack_halves(s.at[mt][n][e], s.at[mt][n][e + 1]);
+      }
+}
 
 // A rule says of a tile's entries what its columns weigh: weigh<FIXED>(s, ...) makes weights of products, and rescale(out) brings
 // what is summed so far to the units they are in. With SHIFTS it has two forms, and FIXED is the one under a shift that serves
@@ -250,8 +268,10 @@ __global__ void __launch_bounds__(Cut::THREADS, Cut::BLOCKS) weighing_sweep(cons
 }
 
 // Blocks of rows, spans of columns, pieces of the width.
-inline int rows_of(const GradientEntries& call) { return call.rows; }
-template <class Call> int rows_of(const Call& call) { return call.matrix.x.rows; }
+template <class Call> int rows_of(const Call& call) {
+  if constexpr (requires { call.first_row; }) return call.rows;
+  else return call.matrix.x.rows;
+}
 template <class Cut, class Call> dim3 weighing_grid(const Call& call) {
   const auto blocks = [](int n, int of) { return unsigned((n + of - 1) / of); };
   return dim3(blocks(rows_of(call), Cut::BM), blocks(call.matrix.y.rows, call.span),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import BF16, F16, F32, F64, assert_no_worse, matmul_precision, product
-from serving import draw, kernels
+from serving import NAME, draw, kernels
 
 from ssl_kernels.backends import reference
 from ssl_kernels.backends.gpu import launch
@@ -49,6 +49,22 @@ def test_the_value_alone_on_any_gpu(arch, width, monkeypatch):
     for dtype in (F32, BF16):
         p = (*problem(dtype, 200, 170, width)[:-1], False)
         torch.testing.assert_close(kernels.pair_softplus(*p)[0].double(), exact(p)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(NAME != "cuda", reason="only the CUDA kernels keep the derivatives")
+@pytest.mark.parametrize("bias", [-10.0, -40.0])
+def test_kept_derivatives_serve_both_sides_block_by_block(bias, monkeypatch):
+    """Down to derivatives of 1e-13, which float16 holds in units of the largest."""
+    from ssl_kernels.backends.cuda import wide
+
+    p = problem(F16, 300, 90, 320, 10.0, bias, 5)
+    _, dx, dy, *_ = kernels.pair_softplus(*p)
+    monkeypatch.setattr(wide, "COPIES", 0)  # a block of rows at a time
+    _, again_dx, again_dy, *_ = kernels.pair_softplus(*p)
+    torch.testing.assert_close(again_dx, dx, rtol=0, atol=0)
+    assert relative_error(again_dy, dy) < 1e-5
+    _, true_dx, true_dy, *_ = exact(p)
+    assert relative_error(dx, true_dx) < 1e-3 and relative_error(dy, true_dy) < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,10 @@ def padded_width(width: int) -> int:
     return 64 * (panels if panels > 4 else 1 << (panels - 1).bit_length())
 
 
+def _keeps_entries(p: Problem) -> bool:
+    return p.operands == HALF and p.padded_width > WIDEST
+
+
 @lru_cache(maxsize=1024)
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
     if kernel == "backward" and operands == HALF and width > WIDEST:
@@ -95,7 +99,7 @@ def backward(
 
 
 def backward_both(p: Problem, x_weights: Tensor, y_weights: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    if tile("backward", p.operands, p.padded_width, p.arch).BLOCK_N < ALL:
+    if not _keeps_entries(p):
         return None
     columns_weights = _no_weights(p, p.y) if y_weights is None else y_weights
     weights = address(x_weights), address(columns_weights), y_weights is not None
@@ -155,7 +159,24 @@ def softplus(
     sums: Tensor | None, received: Tensor | None,
 ) -> None:  # fmt: skip
     matrix = _matrix(p, x, y, step)
-    C.softplus(matrix, number(bias), address(sums), address(received), span, stream(p.device))
+    C.softplus(matrix, number(bias), address(sums), NOTHING, address(received), span, stream(p.device))
+
+
+def softplus_both(p: Problem, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    if not _keeps_entries(p):
+        return None
+    matrix = _matrix(p, p.x, p.y, p.step)
+    grid, span = p.grid(p.x, p.y, tile("value", p.operands, p.padded_width, p.arch))
+    sums, largest = p.empty(2, grid[0] * grid[1]), p.empty(grid[0] * grid[1])
+    C.softplus(matrix, number(bias), address(sums), address(largest), NOTHING, span, stream(p.device))
+    unit = largest.amax(0, keepdim=True).clamp_(min=1e-30) / 2**14
+
+    def keep(entries: Tensor, first: int, rows: int) -> None:
+        C.softplus_entries(matrix, number(bias), address(unit), address(entries), first, rows, stream(p.device))
+
+    of_x, of_y = (p.empty(1, side.padded, p.padded_width) for side in (p.x, p.y))
+    wide.receive(p, p.x, p.y, keep, of_x[0], of_y[0])
+    return sums, of_x, of_y, unit
 
 
 def add_up(p: Problem, sums: Tensor, along: Tensor | None, value: Tensor, dscale: Tensor, dbias: Tensor) -> None:

@@ -45,8 +45,8 @@ class Kernels(Protocol[T]):
     def padded_width(self, width: int) -> int: ...
 
     def tile(self, kernel: str, operands: str, width: int, arch: int) -> T:
-        """Of the sweeps ``forward`` (a set against itself), ``cross`` (two), ``backward``, ``attend``, ``softplus``, and
-        ``value``, the softplus for nobody to receive anything."""
+        """Of the sweeps ``forward`` (a set against itself), ``cross`` (two), ``backward``, ``attend``, ``softplus``,
+        and ``value``, the softplus for nobody to receive anything."""
 
     def prepare(self, p: Problem, units: Tensor, factors: Tensor | None) -> None:
         """Operand rows of all inputs; ``factors`` are the powers of two that rows off the sphere were divided by."""
@@ -92,6 +92,10 @@ class Kernels(Protocol[T]):
         sums: Tensor | None, received: Tensor | None,
     ) -> None:  # fmt: skip
         """Each program's part ``[value or slope, program]``, and what rows receive; either may be None."""
+
+    def softplus_both(self, p: Problem, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The parts ``[value or slope, program]``, what the rows of ``x`` and those of ``y`` receive, and the unit
+        that is in, where that takes less than one sweep for each."""
 
     def add_up(
         self, p: Problem, sums: Tensor, along: Tensor | None, value: Tensor, dscale: Tensor, dbias: Tensor

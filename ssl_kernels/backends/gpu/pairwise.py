@@ -20,11 +20,18 @@ def pair_softplus(
         dx, dy, along = p.empty(0), p.empty(0), None
         if gradient:
             p.find_largest()
-        sums, received = _sweep(p, p.x, p.y, p.step, bias, valued=True, gradient=gradient)
-        if gradient:
-            (dx,), along = finish(p, p.x, p.y, p.step, received, None, None, dtype=p.dtype)
-            _, received = _sweep(p, p.y, p.x, -p.step, bias, valued=False, gradient=True)
-            (dy,), _ = finish(p, p.y, p.x, -p.step, received, None, None, dtype=p.dtype)
+            # a sweep for each side, unless both take less together
+            of_y = unit = None
+            if both := kernels.softplus_both(p, bias):
+                sums, of_x, of_y, unit = both
+            else:
+                sums, of_x = _sweep(p, p.x, p.y, p.step, bias, valued=True, gradient=True)
+            (dx,), along = finish(p, p.x, p.y, p.step, of_x, unit, None, dtype=p.dtype)
+            if of_y is None:
+                _, of_y = _sweep(p, p.y, p.x, -p.step, bias, valued=False, gradient=True)
+            (dy,), _ = finish(p, p.y, p.x, -p.step, of_y, unit, None, dtype=p.dtype)
+        else:
+            sums, _ = _sweep(p, p.x, p.y, p.step, bias, valued=True, gradient=False)
         kernels.add_up(p, sums, along, total, dscale, dbias)
     return total, dx, dy, dscale, dbias
 

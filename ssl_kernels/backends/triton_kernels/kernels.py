@@ -28,6 +28,7 @@ __all__ = [
     "padded_width",
     "prepare",
     "softplus",
+    "softplus_both",
     "sum_scale",
     "tile",
     "weigh",
@@ -130,6 +131,10 @@ def softplus(
         x.rows, y.rows, step, span, x.padded, p.low_offset,
         PIECES=p.pieces, WIDTH=p.padded_width, **tile.arguments(),
     )  # fmt: skip
+
+
+def softplus_both(p: Problem, bias: Tensor | None) -> None:
+    """Never less than a sweep for each."""
 
 
 def add_up(p: Problem, sums: Tensor, along: Tensor | None, value: Tensor, dscale: Tensor, dbias: Tensor) -> None:
