@@ -46,22 +46,21 @@ def run(module: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 # --------------------------------------------------------------------------------------------------------- emulated
 @emulates
-@pytest.mark.parametrize(
-    "name",
-    [
-        "test_values",
-        "test_across",
-        "test_pairs",
-        "test_biased",
-        "test_inputs",
-        "test_points",
-        "test_streams",
-        "test_views",
-    ],
-)
+@pytest.mark.parametrize("name", ["values", "across", "pairs", "biased", "inputs", "points", "streams", "views"])
 def test_kernels_on_the_host(name):
-    """As Triton's kernels, by the same tests."""
-    path = HERE / "triton_kernels" / f"{name}.py"
+    """As Triton's kernels, by the same tests; of the sweeps those for a Hopper."""
+    _passes_emulated(name)
+
+
+@emulates
+@pytest.mark.parametrize("name", ["values", "across", "pairs"])
+def test_sweeps_of_other_gpus_on_the_host(name, monkeypatch):
+    monkeypatch.setenv("SSL_ARCH", "80")
+    _passes_emulated(name)
+
+
+def _passes_emulated(name: str) -> None:
+    path = HERE / "triton_kernels" / f"test_{name}.py"
     ran = run(build(), "-m", "pytest", "-q", "-p", "no:cacheprovider", path)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
 

@@ -32,10 +32,15 @@ else:
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Buffers start as NaN: an entry that no kernel writes, or that one reads too early, does not stay hidden. And before
-    and after those of the CUDA kernels lie numbers that nobody may write: what Triton's interpreter checks by itself."""
+    """Buffers start as NaN: an entry that no kernel writes, or that one reads too early, does not stay hidden. And
+    before and after those of the CUDA kernels lie numbers that nobody may write, as Triton's interpreter checks itself.
+    """
     from serving import NAME, draw
 
+    from ssl_kernels.backends.gpu import launch
+
+    if arch := os.environ.get("SSL_ARCH"):  # whose kernels run; those of a Hopper otherwise
+        monkeypatch.setattr(launch, "architecture", lambda device: int(arch))
     torch.manual_seed(0)
     draw(0)
     rooms: list[tuple[torch.Tensor, int]] = []
