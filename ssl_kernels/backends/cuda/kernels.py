@@ -36,13 +36,13 @@ def padded_width(width: int) -> int:
     return 64 * (panels if panels > 4 else 1 << (panels - 1).bit_length())
 
 
-def _keeps_entries(p: Problem) -> bool:
-    return p.operands == HALF and p.padded_width > WIDEST
+def _keeps_entries(operands: str, width: int) -> bool:
+    return operands == HALF and width > WIDEST
 
 
 @lru_cache(maxsize=1024)
 def tile(kernel: str, operands: str, width: int, arch: int) -> Tile:
-    if kernel == "backward" and operands == HALF and width > WIDEST:
+    if kernel == "backward" and _keeps_entries(operands, width):
         return Tile(ROW_MULTIPLE, ALL, width, False)
     return Tile(*C.tile(_KERNELS[kernel], _OPERANDS[operands], width, generation(arch)))
 
@@ -99,7 +99,7 @@ def backward(
 
 
 def backward_both(p: Problem, x_weights: Tensor, y_weights: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    if not _keeps_entries(p):
+    if not _keeps_entries(p.operands, p.padded_width):
         return None
     columns_weights = _no_weights(p, p.y) if y_weights is None else y_weights
     weights = address(x_weights), address(columns_weights), y_weights is not None
@@ -163,7 +163,7 @@ def softplus(
 
 
 def softplus_both(p: Problem, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    if not _keeps_entries(p):
+    if not _keeps_entries(p.operands, p.padded_width):
         return None
     matrix = _matrix(p, p.x, p.y, p.step)
     grid, span = p.grid(p.x, p.y, tile("value", p.operands, p.padded_width, p.arch))
