@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 import pytest
@@ -167,16 +168,19 @@ def test_sweeps_use_tensor_cores(source):
 def _tile_loops(body: str) -> list[str]:
     """The smallest loops of a kernel that have both products and exponentials in them: those over tiles."""
     code = [(int(at, 16), line) for at, line in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)]
-    jumps = [(int(to[1], 16), at) for at, line in code if (to := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line))]
-    bounds = []
-    for first, last in jumps:
-        inside = "\n".join(line for at, line in code if first <= at <= last)
-        if "MMA." in inside and "MUFU.EX2" in inside:
-            bounds.append((first, last, inside))
+    places, lines = zip(*code, strict=True)
+    products, exponentials = ([at for at, line in code if name in line] for name in ("MMA.", "MUFU.EX2"))
+
+    def within(sorted_places: list[int], first: int, last: int) -> bool:
+        return bisect_left(sorted_places, first) < bisect_right(sorted_places, last)
+
+    jumps = {(int(to[1], 16), at) for at, line in code if (to := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line))}
+    loops = [jump for jump in jumps if within(products, *jump) and within(exponentials, *jump)]
     return [
-        loop for first, last, loop in bounds
-        if not any((first, last) != (a, b) and first <= a and b <= last for a, b, _ in bounds)
-    ]  # fmt: skip
+        "\n".join(lines[bisect_left(places, first) : bisect_right(places, last)])
+        for first, last in loops
+        if not any((first, last) != (a, b) and first <= a and b <= last for a, b in loops)
+    ]
 
 
 # In a loop over tiles: waits, edges, the search for what is no negative. Of nvcc 13.0 at most 88; with a condition

@@ -3,7 +3,7 @@
 // Every function launches on `stream` of the current device and returns CUDA's error code, 0 if all is well; none waits for
 // the device, reads it, allocates on it or leaves an error behind, so a CUDA graph can hold all of them.
 //
-// "Reals" are double where operands are doubles, float elsewhere. Rows of a side are padded to a multiple of 128.
+// "Reals" are double where operands are doubles, float elsewhere. Rows of a side are padded to a multiple of 256.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -61,7 +61,7 @@ struct Forward {
   Matrix matrix;
   void *x_sums, *x_tops;  // reals [groups of y][x.padded]
   void *y_sums, *y_tops;  // reals [groups of x][y.padded]
-  int x_group, y_group;   // rows of a group, multiples of 128
+  int x_group, y_group;   // rows of a group, multiples of 128 and of block_n
 };
 int forward(const Forward& call, void* stream);
 
@@ -76,9 +76,9 @@ struct Backward {
 int backward(const Backward& call, void* stream);
 
 // For rows too wide to receive anything in registers: G itself, of `rows` rows from `first_row` on (multiples of 128), for a
-// product of matrices to weigh y with. Operands are halves.
+// product of matrices to weigh y with.
 struct Kept {
-  void* entries;  // halves [rows][y.padded], zero outside the matrix; written up to a multiple of 64 columns
+  void* entries;  // halves [pieces][rows][y.padded], zero outside the matrix; written up to a multiple of 32 columns
   int first_row, rows;
 };
 struct GradientEntries : Backward, Kept {};

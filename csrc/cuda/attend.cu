@@ -93,6 +93,6 @@ template <class Cut> struct Attention {
 
 }  // namespace
 
-int attend(const Attend& call, void* stream) { return launch_sweep<Attention>(call, stream); }
+int attend(const Attend& call, void* stream) { return launch_sweep<Attention, Result::cut>(call, stream); }
 
 }  // namespace ssl::cuda

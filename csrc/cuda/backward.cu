@@ -96,7 +96,7 @@ template <class Cut> struct KeptGradient : Gradient<Cut, true> {
   template <bool FIXED, class Pairs>
   SSL_DEVICE void weigh(Entries<float, MT, BN>& s, const float* columns, int first, const Pairs& pairs) const {
     Base::template weigh<FIXED>(s, columns, first, pairs);
-    keep_entries(s, call, call.matrix.y.padded, this->place, first);
+    keep_entries<typename Cut::O>(s, call, call.matrix.y.padded, this->place, first);
   }
 };
 
@@ -106,6 +106,6 @@ int gradient_entries(const GradientEntries& call, void* stream) {
   return launch_keeping<KeptGradient>(call, stream);
 }
 
-int backward(const Backward& call, void* stream) { return launch_sweep<Received>(call, stream); }
+int backward(const Backward& call, void* stream) { return launch_sweep<Received, Result::whole>(call, stream); }
 
 }  // namespace ssl::cuda

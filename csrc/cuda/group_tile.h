@@ -40,15 +40,19 @@ template <class F> SSL_DEVICE void each_panel(int panels, F&& f) {
   for (int p = 1; p < panels; ++p) f.template operator()<false>(p);
 }
 
-// Rows [first, first + ROWS) of one panel, all pieces, by the copy engine.
+// Rows [first, first + ROWS) of one panel, all pieces, by the copy engine; more than a block at a time, so many whole ones.
 template <class O, int ROWS>
 SSL_DEVICE void copy_bulk_rows(char* to, const Matrix& m, const void* units, int first, int panel, uint64_t* arrival) {
   using T = typename O::Element;
+  constexpr int AT_ONCE = ROWS < BLOCK_ROWS ? ROWS : BLOCK_ROWS;  // what lies together
+  static_assert(ROWS % AT_ONCE == 0);
 #pragma unroll
   for (int piece = 0; piece < O::PIECES; ++piece)
-    copy_bulk(to + piece * ROWS * PANEL_BYTES,
-              static_cast<const T*>(units) + piece * m.low_offset + operand_index<T>(first, panel * panel_width<T>, m.width),
-              ROWS * PANEL_BYTES, arrival);
+#pragma unroll
+    for (int row = 0; row < ROWS; row += AT_ONCE)
+      copy_bulk(to + (piece * ROWS + row) * PANEL_BYTES,
+                static_cast<const T*>(units) + piece * m.low_offset + operand_index<T>(first + row, panel * panel_width<T>, m.width),
+                AT_ONCE * PANEL_BYTES, arrival);
 }
 
 // Places in shared memory that go round: one thread fills them, warps empty them, each at its own pace.

@@ -76,7 +76,7 @@ template <class Real> __global__ void pick_nearest(const Nearest call) {
 }  // namespace
 
 int nearest(const Nearest& call, void* stream) {
-  if (const int e = launch_sweep<Best, false>(call, stream)) return e;
+  if (const int e = launch_sweep<Best, Result::none>(call, stream)) return e;
   const unsigned blocks = unsigned((call.matrix.x.rows + 127) / 128);
   const auto pick = call.matrix.operands == Operands::doubles ? pick_nearest<double> : pick_nearest<float>;
   return launch(pick, dim3(blocks), 128, 0, stream, call);

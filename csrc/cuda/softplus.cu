@@ -145,7 +145,7 @@ template <class Cut> struct KeptSum : Sum<Cut, false> {
   SSL_DEVICE void weigh(Entries<float, MT, BN>& s, const float* columns, int first, const Pairs& pairs) {
     Base::template weigh<FIXED>(s, columns, first, pairs);
     s.each([&](float& entry, int, int, int, int) { entry *= lift; });
-    keep_entries(s, call, call.matrix.y.padded, this->place, first);
+    keep_entries<typename Cut::O>(s, call, call.matrix.y.padded, this->place, first);
   }
 };
 
@@ -155,8 +155,8 @@ template <class Cut> using WithoutValue = Sum<Cut, false>;
 }  // namespace
 
 int softplus(const Softplus& call, void* stream) {
-  if (!call.received) return launch_sweep<WithValue, false>(call, stream);
-  return call.sums ? launch_sweep<WithValue>(call, stream) : launch_sweep<WithoutValue>(call, stream);
+  if (!call.received) return launch_sweep<WithValue, Result::none>(call, stream);
+  return call.sums ? launch_sweep<WithValue, Result::whole>(call, stream) : launch_sweep<WithoutValue, Result::whole>(call, stream);
 }
 
 int softplus_entries(const SoftplusEntries& call, void* stream) { return launch_keeping<KeptSum>(call, stream); }

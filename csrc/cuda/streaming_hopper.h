@@ -8,6 +8,7 @@ namespace ssl::cuda {
 template <class Operands, int BN_, int STAGES_> struct HopperStreamedCut {
   using O = Operands;
   static constexpr int WARPS = 8, MT = 1, BM = 128, BN = BN_, BD = 0, STAGES = STAGES_, BLOCKS = 1;
+  static constexpr bool WHOLE = false;
   static constexpr int WORKERS = 32 * WARPS, THREADS = WORKERS + 128;
   static constexpr int X_PANEL = O::PIECES * BM * PANEL_BYTES, Y_PANEL = O::PIECES * BN * PANEL_BYTES;
   static constexpr int SLOT = X_PANEL + Y_PANEL;

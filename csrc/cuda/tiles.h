@@ -56,26 +56,39 @@ template <class F> auto with_weighing_cut(Operands operands, int width, int arch
 
 // G kept instead of weighed with: no result in the registers either, so larger tiles.
 using EntriesCut = Cut<Half, 4, 2, 64, 0, false, 3, 2>;
-using HopperStreamed = HopperStreamedCut<Half, 128, 6>;
+using SplitEntriesCut = Cut<Split, 4, 2, 32, 0, false, 2, 2>;
+// 128 x 256 entries use what is fetched for them 85 times a byte, squares of 128 64 times; two pieces are three products of what was
+// fetched once (96), and as many columns of them would leave room for two slots.
+using HopperStreamed = HopperStreamedCut<Half, 256, 4>;
+using HopperSplitStreamed = HopperStreamedCut<Split, 128, 3>;
 
 // The same of a sweep without a result.
 template <class F> auto with_resultless_cut(Operands operands, int width, int arch, F&& f) {
   if (arch == 90 && operands == Operands::half && width > 256) return f.template operator()<HopperStreamed>();
+  if (arch == 90 && operands == Operands::split && width > 128) return f.template operator()<HopperSplitStreamed>();
   return with_weighing_cut(operands, width, arch, [&]<class Widest>() { return f.template operator()<typename Widest::WithoutResult>(); });
 }
 
-// Launches a weighing sweep by its rule, with a result or for what the rule itself stores.
-template <template <class> class Rule, bool RESULT = true, class Call> int launch_sweep(const Call& call, void* stream) {
+// Launches a weighing sweep by its rule, with a result or for what the rule itself stores. Whole: rows of float16 too wide for a
+// block to receive all of theirs are somebody else's, who keeps the weights.
+enum class Result { none, whole, cut };
+template <template <class> class Rule, Result RESULT, class Call> int launch_sweep(const Call& call, void* stream) {
   const Matrix& m = call.matrix;
-  auto start = [&]<class Cut>() { return Cut::template launch<Rule<Cut>>(call, stream); };
-  if constexpr (RESULT) return with_weighing_cut(m.operands, m.width, m.arch, start);
-  else return with_resultless_cut(m.operands, m.width, m.arch, start);
+  auto start = [&]<class Cut>() -> int {
+    if constexpr (RESULT == Result::whole && !Cut::WHOLE && !std::is_same_v<typename Cut::O, Double>) return cudaErrorInvalidValue;
+    else return Cut::template launch<Rule<Cut>>(call, stream);
+  };
+  if constexpr (RESULT == Result::none) return with_resultless_cut(m.operands, m.width, m.arch, start);
+  else return with_weighing_cut(m.operands, m.width, m.arch, start);
 }
 
 // Launches one whose rule keeps the weights.
 template <template <class> class Rule, class Call> int launch_keeping(const Call& call, void* stream) {
-  if (call.matrix.arch == 90) return HopperStreamed::launch<Rule<HopperStreamed>>(call, stream);
-  return EntriesCut::launch<Rule<EntriesCut>>(call, stream);
+  const bool hopper = call.matrix.arch == 90;
+  if (call.matrix.operands == Operands::split)
+    return hopper ? HopperSplitStreamed::launch<Rule<HopperSplitStreamed>>(call, stream)
+                  : SplitEntriesCut::launch<Rule<SplitEntriesCut>>(call, stream);
+  return hopper ? HopperStreamed::launch<Rule<HopperStreamed>>(call, stream) : EntriesCut::launch<Rule<EntriesCut>>(call, stream);
 }
 
 // The forward sweep has no result to keep in registers: a warp takes 32 rows, so that a column's operands serve two products.
@@ -101,12 +114,13 @@ using ForwardSplitStreamed = ForwardCut<Split, 4, 2, 32, false, 2, 2>;
 using ForwardDouble = ForwardCut<Double,      4, 1,  32, false, 3, 2>;
 
 // On Hopper rows up to 256 wide stay, those of two blocks; wider ones are streamed. 128 columns are the fewest at which shared
-// memory keeps up with the products of two groups; two pieces are three products of what was read once.
+// memory keeps up with the products of two groups, 256 use what is streamed as above; two pieces are three products of what was
+// read once.
 //                                          width  BN stages
 using HopperForwardHalf64 = HopperForwardCut<Half, 64, 128, 6>;
 using HopperForwardHalf128 = HopperForwardCut<Half, 128, 128, 6>;
 using HopperForwardHalf256 = HopperForwardCut<Half, 256, 128, 4>;
-using HopperForwardHalfStreamed = HopperForwardCut<Half, 0, 128, 5>;
+using HopperForwardHalfStreamed = HopperForwardCut<Half, 0, 256, 4>;
 using HopperForwardSplit64 = HopperForwardCut<Split, 64, 128, 4>;
 using HopperForwardSplitStreamed = HopperForwardCut<Split, 0, 128, 3>;
 

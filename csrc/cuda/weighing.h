@@ -4,6 +4,7 @@
 // Every row belongs to one block and every span of columns to one sum, so nothing is added across blocks and the order of
 // additions never changes.
 #pragma once
+#include <type_traits>
 #include "logits.h"
 #include "pairs.h"
 #include "tile.h"
@@ -45,17 +46,18 @@ struct Place {
 // What is true of a lane's entries of one tile, a bit each. Found in a loop: few tiles need it, and in all others it should be no more
 // than a branch, of which a condition beside every entry makes as many as there are entries.
 template <int MT, int BN> struct Marks {
-  static_assert(BN <= 128, "a word a row");
-  uint32_t at[MT][2];
+  static_assert(BN <= 256, "a word a row");
+  using Word = std::conditional_t<(BN > 128), uint64_t, uint32_t>;
+  Word at[MT][2];
 
   // test(i, j) of rows and columns of the matrix; `first`: the tile's first column.
   template <class Test> SSL_DEVICE Marks(const Place& of_tile, int first, Test test) {
     const Place place{of_tile.row, lane_now()};
     each_row<MT>([&](int mt, int h) {
       const int i = place.i(mt, 2 * h);
-      uint32_t bits = 0;
+      Word bits = 0;
 #pragma unroll 1
-      for (int k = 0; k < BN / 4; ++k) bits |= uint32_t(test(i, first + place.in_tile(k / 2, k % 2))) << k;
+      for (int k = 0; k < BN / 4; ++k) bits |= Word(test(i, first + place.in_tile(k / 2, k % 2))) << k;
       at[mt][h] = bits;
     });
   }
@@ -112,20 +114,30 @@ template <class Call> SSL_DEVICE int first_row_of(const Call& call) {
   else return 0;
 }
 
-// A tile's weights, kept as float16, two columns at a time.
-template <int MT, int BN>
+// A tile's weights, kept as float16. Of two neighbouring pieces a lane hands its neighbour its part of one and gets that of the
+// other: it then has four columns of one, and the lanes of a row 32 bytes that lie together, which is what memory takes at a time.
+template <class O, int MT, int BN>
 SSL_DEVICE void keep_entries(const Entries<float, MT, BN>& s, const Kept& kept, int64_t columns, const Place& place, int first) {
-  uint16_t* const entries = static_cast<uint16_t*>(kept.entries);
+  const bool odd = place.lane % 2;
+  auto keep = [&](uint16_t* to, uint32_t left, uint32_t right) {
+    const uint32_t given = odd ? left : right, got = __shfl_xor_sync(ALL_LANES, given, 1);
+    *reinterpret_cast<uint64_t*>(to) = odd ? uint64_t(right) << 32 | got : uint64_t(got) << 32 | left;
+  };
+  each_row<MT>([&](int mt, int h) {
+    const int e = 2 * h;
+    uint16_t* const high = static_cast<uint16_t*>(kept.entries) + (place.i(mt, e) - kept.first_row) * columns + first + 8 * odd +
+                           place.lane % 4 / 2 * 4;
+    [[maybe_unused]] uint16_t* const low = high + kept.rows * columns;
 #pragma unroll
-  for (int mt = 0; mt < MT; ++mt)
-#pragma unroll
-    for (int n = 0; n < BN / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const int64_t row = place.i(mt, e) - kept.first_row;
-        *reinterpret_cast<uint32_t*>(entries + row * columns + first + place.in_tile(n, 0)) =
-            pack_halves(s.at[mt][n][e], s.at[mt][n][e + 1]);
-      }
+    for (int n = 0; n < BN / 8; n += 2) {
+      const float(&l)[4] = s.at[mt][n], (&r)[4] = s.at[mt][n + 1];
+      const uint32_t left = pack_halves(l[e], l[e + 1]), right = pack_halves(r[e], r[e + 1]);
+      keep(high + 8 * n, left, right);
+      if constexpr (O::PIECES == 2)
+        keep(low + 8 * n, pack_halves(l[e] - lower_half(left), l[e + 1] - upper_half(left)),
+             pack_halves(r[e] - lower_half(right), r[e + 1] - upper_half(right)));
+    }
+  });
 }
 
 // A rule says of a tile's entries what its columns weigh: weigh<FIXED>(s, ...) makes weights of products, and rescale(out) brings

@@ -15,6 +15,7 @@ template <class Operands, int WIDTH_, int BN_, int STAGES_, bool RESULT = true> 
   using WithoutResult = HopperCut<Operands, WIDTH_, BN_, STAGES_, false>;
   static constexpr int WARPS = 8, MT = 1, BM = 128, WIDTH = WIDTH_, BN = BN_, BD = RESULT ? WIDTH_ : 0, STAGES = STAGES_;
   static constexpr int BLOCKS = 1;  // on a multiprocessor
+  static constexpr bool WHOLE = true;
   static constexpr int WORKERS = 32 * WARPS, THREADS = WORKERS + 128;  // and the group of the warp that copies
   static constexpr int PANEL = panel_width<typename O::Element>, PANELS = WIDTH / PANEL;
   static constexpr int X_PANEL = O::PIECES * BM * PANEL_BYTES, Y_PANEL = O::PIECES * BN * PANEL_BYTES;

@@ -37,7 +37,7 @@ class Setting(NamedTuple):
 
 SETTINGS = [
     # every width class
-    *[Setting(F32, 70, 90, width) for width in (3, 64, 200)],
+    *[Setting(F32, 70, 90, width) for width in (3, 64, 200, 320)],
     *[Setting(BF16, 70, 90, width) for width in (16, 200, 320, 512)],
     Setting(F16, 70, 90, 64),
     Setting(F64, 34, 50, 48),
@@ -54,11 +54,16 @@ SETTINGS = [
     Setting(F32, 298, 140, 16, offset=None, temperature=0.005),
     Setting(BF16, 402, 410, 16, most=(2, 1)),
     Setting(BF16, 402, 410, 16, temperature=0.01, most=(2, 1)),
+    # the same of rows that are streamed
+    Setting(F32, 140, 298, 200, offset=None, temperature=0.005),
+    Setting(BF16, 298, 610, 320, most=(2, 1)),
+    Setting(F16, 140, 298, 320, temperature=0.01),
     # the coarser products of float32
     Setting(F32, 70, 140, 64, precision="high"),
     # rows that are not normalised
     *[Setting(dtype, 70, 90, 64, normalize=False, temperature=1.0) for dtype in (F32, BF16, F64)],
     Setting(F16, 70, 90, 320, normalize=False),
+    Setting(F32, 70, 298, 200, normalize=False, temperature=1.0),
 ]
 
 
@@ -200,11 +205,12 @@ def test_rows_alone():
 
 
 @pytest.mark.skipif(NAME != "cuda", reason="only the CUDA kernels keep the gradient's entries")
+@pytest.mark.parametrize(("dtype", "width"), [(F16, 320), (F32, 200)])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_kept_entries_serve_both_sides_block_by_block(normalize, monkeypatch):
+def test_kept_entries_serve_both_sides_block_by_block(dtype, width, normalize, monkeypatch):
     from ssl_kernels.backends.cuda import wide
 
-    x, y = torch.randn(300, 320).half(), torch.randn(90, 320).half() * torch.rand(90, 1).mul(4).exp().half() / 30
+    x, y = torch.randn(300, width).to(dtype), (torch.randn(90, width) * torch.rand(90, 1).mul(4).exp() / 30).to(dtype)
     args = x, [y], torch.tensor(3.0 if normalize else 0.1), 1.0, 5, normalize
     neg, _, top, neg_y, _, top_y = kernels.cross_lse(*args, True)
     upstream = [torch.rand(len(t)) for t in (neg, neg, neg_y, neg)]

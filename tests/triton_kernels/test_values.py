@@ -53,6 +53,8 @@ SETTINGS = [
     Setting(BF16, 298, 16, max_groups=2),
     Setting(BF16, 402, 16, views=3, temperature=0.01, max_groups=2),
     Setting(F32, 140, 3, views=70),
+    Setting(BF16, 402, 320, max_groups=2),
+    Setting(F32, 298, 200, temperature=0.005),
     # the coarser products of float32
     Setting(F32, 140, 64, precision="high"),
     Setting(F32, 140, 320, precision="medium", temperature=0.02),

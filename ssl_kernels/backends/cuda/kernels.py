@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,8 +25,8 @@ class Tile(NamedTuple):
     alone: bool
 
 
-# Wider rows of float16 do not receive anything in registers (see wide).
-WIDEST = 256
+# Wider rows do not receive anything in registers (see wide).
+WIDEST = {HALF: 256, SPLIT: 128, DOUBLE: math.inf}
 # Columns of a tile that is as wide as the matrix.
 ALL = 1 << 30
 
@@ -37,7 +38,7 @@ def padded_width(width: int) -> int:
 
 
 def _keeps_entries(operands: str, width: int) -> bool:
-    return operands == HALF and width > WIDEST
+    return width > WIDEST[operands]
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ from ssl_kernels.backends.gpu.device import architecture
 from ssl_kernels.backends.gpu.kernels import DOUBLE, HALF, SPLIT, Grid, Kernels, Tile
 
 # Rows are padded with zeros to whole tiles of every kernel, so that no load of operands needs a mask.
-ROW_MULTIPLE = 128
+ROW_MULTIPLE = 256
 
 # Programs that run at a time, two on each of 132 multiprocessors. Not read from the device, so that one problem has the
 # same bits on every GPU.

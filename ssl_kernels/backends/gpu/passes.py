@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ssl_kernels.backends.gpu import launch
 from ssl_kernels.backends.gpu.kernels import Three
-from ssl_kernels.backends.gpu.launch import ROW_MULTIPLE, Problem, Side, cdiv
+from ssl_kernels.backends.gpu.launch import Problem, Side, cdiv
 
 # Groups of rows, and of columns, in the forward: their partial sums and maxima take 128 floats a row, as an embedding
 # of D = 128, and the 2,080 pairs of 64 groups fill 132 multiprocessors eight times over, two programs each. More only
 # where the other side has so few that the machine would idle.
 MAX_GROUPS = 64
+
+# Groups are multiples of so many, and of a tile's columns.
+GROUP_MULTIPLE = 128
 
 
 # What a row puts into G: weight, top, neg and, for a backend that reads it there, its factor.
@@ -27,7 +30,8 @@ def sum_negatives(p: Problem, columns: bool = False) -> tuple[Tensor, Tensor | N
     """``[sums or maxima, group of the other side, padded row]`` of the rows and, if asked, of the columns."""
     x, y = p.x, p.y
     tile = p.kernels.tile("forward" if x is y else "cross", p.operands, p.padded_width, p.arch)
-    x_group, y_group = _group(x.rows, y.rows), _group(y.rows, x.rows)
+    multiple = max(GROUP_MULTIPLE, tile.BLOCK_N)
+    x_group, y_group = _group(x.rows, y.rows, multiple), _group(y.rows, x.rows, multiple)
     x_groups, y_groups = cdiv(x.rows, x_group), cdiv(y.rows, y_group)
     x_sums = p.empty(2, y_groups, x.padded)
     y_sums = x_sums if x is y else p.empty(2, x_groups, y.padded) if columns else None
@@ -35,10 +39,10 @@ def sum_negatives(p: Problem, columns: bool = False) -> tuple[Tensor, Tensor | N
     return x_sums, y_sums
 
 
-def _group(rows: int, others: int) -> int:
+def _group(rows: int, others: int, multiple: int) -> int:
     """How many rows make a group, against a side of ``others``."""
-    most = max(MAX_GROUPS, 4 * launch.PROGRAMS // min(MAX_GROUPS, cdiv(others, ROW_MULTIPLE)))
-    return cdiv(cdiv(rows, most), ROW_MULTIPLE) * ROW_MULTIPLE
+    most = max(MAX_GROUPS, 4 * launch.PROGRAMS // min(MAX_GROUPS, cdiv(others, multiple)))
+    return cdiv(cdiv(rows, most), multiple) * multiple
 
 
 def combine(

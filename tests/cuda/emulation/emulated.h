@@ -151,6 +151,7 @@ inline int __all_sync(unsigned mask, int holds, Site site = Site::current()) {
 
 // -------------------------------------------------------------------------------------------------------------- runtime
 using cudaError_t = int;
+constexpr cudaError_t cudaErrorInvalidValue = 1;
 inline int cudaDriverGetVersion(int* version) { return *version = 0, 0; }
 inline int cudaRuntimeGetVersion(int* version) { return *version = 0, 0; }
 struct cudaFuncAttributes {};
