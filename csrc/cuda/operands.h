@@ -3,7 +3,7 @@
 // where c ^ (r % 8) would. That is the tensor cores' 128-byte swizzle, so a tile is copied to shared memory as it lies, in
 // contiguous spans, is read there without bank conflicts by ldmatrix and by wgmma alike, along rows and across them.
 //
-// A buffer has [pieces][padded rows][WIDTH] elements, rows padded with zeros to BLOCK_ROWS of every side, WIDTH a multiple of
+// A buffer has [pieces][padded rows][WIDTH] elements, rows of every side padded with zeros to whole tiles, WIDTH a multiple of
 // 64; float32 that must stay exact has two pieces, hi + lo (22 bits); other inputs one.
 #pragma once
 #include "device.h"
