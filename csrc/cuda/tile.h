@@ -124,6 +124,11 @@ SSL_DEVICE void multiply(Entries<typename O::Real, MT, BN>& s, const char* x, in
 }
 
 // ------------------------------------------------------------------------------------------------- the second product
+// The low pieces of two numbers, of which pack_halves made the high ones.
+SSL_DEVICE uint32_t pack_low_halves(uint32_t high, float first, float second) {
+  return pack_halves(first - lower_half(high), second - upper_half(high));
+}
+
 // Weights as the left operand of a product over the tile's columns.
 template <class O, int MT, int BN> struct Weights {
   uint32_t at[O::PIECES][MT][BN / 16][4];
@@ -137,8 +142,7 @@ template <class O, int MT, int BN> struct Weights {
         for (int i = 0; i < 4; ++i) {
           const float first = g.at[m][2 * k + i / 2][i % 2 * 2], second = g.at[m][2 * k + i / 2][i % 2 * 2 + 1];
           const uint32_t high = at[0][m][k][i] = pack_halves(first, second);
-          if constexpr (O::PIECES == 2)
-            at[1][m][k][i] = pack_halves(first - lower_half(high), second - upper_half(high));
+          if constexpr (O::PIECES == 2) at[1][m][k][i] = pack_low_halves(high, first, second);
         }
   }
 };

@@ -134,8 +134,7 @@ SSL_DEVICE void keep_entries(const Entries<float, MT, BN>& s, const Kept& kept, 
       const uint32_t left = pack_halves(l[e], l[e + 1]), right = pack_halves(r[e], r[e + 1]);
       keep(high + 8 * n, left, right);
       if constexpr (O::PIECES == 2)
-        keep(low + 8 * n, pack_halves(l[e] - lower_half(left), l[e + 1] - upper_half(left)),
-             pack_halves(r[e] - lower_half(right), r[e + 1] - upper_half(right)));
+        keep(low + 8 * n, pack_low_halves(left, l[e], l[e + 1]), pack_low_halves(right, r[e], r[e + 1]));
     }
   });
 }
