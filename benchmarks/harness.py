@@ -178,7 +178,7 @@ def processor(device: str = "cpu") -> str:
 
 def features() -> list[str]:
     """The vector and matrix extensions of the CPU that some kernel here, or in torch, makes use of."""
-    interesting = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+    interesting = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
     return [name for name in interesting if name in _cpuinfo("flags").split()]
 
 

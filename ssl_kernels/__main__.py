@@ -15,7 +15,10 @@ from ssl_kernels import _native, backends
 Rows = Iterator[tuple[str, str]]
 
 # of the processor's, those that some kernel asks for
-FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16")
+FEATURES = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    *("avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
+)
 
 
 def report() -> str:

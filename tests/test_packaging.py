@@ -124,7 +124,7 @@ def test_every_source_is_compiled_with_its_own_flags(tree):
     commands = compiled(built)
     folders = tree / "csrc", tree / "csrc/cpu"
     expected = {str(path.relative_to(tree / "csrc")) for folder in folders for path in folder.glob("*.cpp")}
-    special = {f"cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "amx")}
+    special = {f"cpu/isa_{name}.cpp" for name in ("avx2", "avx512", "vnni", "amx")}
     assert set(commands) == (expected if X86 else expected - special)
     for name, words in commands.items():
         assert name in special or not any(word.startswith("-m") for word in words), f"{name} would not run anywhere"
@@ -136,7 +136,7 @@ def test_every_source_is_compiled_with_its_own_flags(tree):
         assert {"-DSSL_HAVE_AVX2", "-DSSL_HAVE_AVX512"} <= commands["bind.cpp"]
     assert built.record["isas"] == [
         "portable",
-        *(n for n in ("avx2", "avx512", "amx") if f"cpu/isa_{n}.cpp" in commands),
+        *(n for n in ("avx2", "avx512", "vnni", "amx") if f"cpu/isa_{n}.cpp" in commands),
     ]
 
 
@@ -315,7 +315,7 @@ def test_no_code_for_one_instruction_set_can_pass_for_common_code():
         listed = subprocess.run(["nm", "--defined-only", path], capture_output=True, text=True, check=True).stdout
         symbols = (line.split()[-2:] for line in listed.splitlines())
         shared[path.stem] = {name for kind, name in symbols if kind in "Wu"}
-    for special in {"isa_avx2", "isa_avx512", "isa_amx"} & shared.keys():
+    for special in {"isa_avx2", "isa_avx512", "isa_vnni", "isa_amx"} & shared.keys():
         for other in shared.keys() - {special}:
             assert not shared[special] & shared[other], f"{special} and {other}"
 

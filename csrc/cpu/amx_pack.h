@@ -41,14 +41,8 @@ template <int LogitTerms, int GradientTerms, bool Scaled> struct Mode {
   static constexpr bool scaled = Scaled;
 };
 
-// An entry of G in one part is off by 2^-9, in two by 2^-17. A sum over many rows keeps little of that; few rows, which
-// take little time anyway, get one split more.
-inline int64_t least_entries(const Sweep<float>& s) {
-  return s.rows_alone || s.x->rows > s.y->rows ? s.y->rows : s.x->rows;
-}
-inline bool many_rows(const Sweep<float>& s) { return least_entries(s) >= 512; }
-
-// A sharp softmax comes down to a few entries too, however many rows there are. Measured against float64 from 512 to
+// An entry of G in one part is off by 2^-9, in two by 2^-17. A sum over many rows keeps little of that; few rows get one
+// split more. A sharp softmax comes down to a few entries too, however many rows there are. Measured against float64 from 512 to
 // 4096 rows at temperatures from 0.005 to 0.5: as long as this holds, the gradient in two parts has at most twice the
 // error that float32 matrices have.
 inline bool flat_softmax(const Sweep<float>& s) {

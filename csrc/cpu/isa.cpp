@@ -18,6 +18,9 @@ std::vector<const Isa*> runnable() {
 #ifdef SSL_HAVE_AMX
     if (__builtin_cpu_supports("avx512bf16") && amx_usable()) found.push_back(&isa_amx());
 #endif
+#ifdef SSL_HAVE_VNNI
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&isa_vnni());
+#endif
     found.push_back(&isa_avx512());
   }
 #endif

@@ -53,6 +53,13 @@ SSL_INLINE uint16_t to_f16(float f) {
   return sign | uint16_t(bits >> 13);
 }
 
+// Every result is a sum over at least so many entries. What each is rounded by averages out over many; few, which take
+// little time anyway, are computed with more care.
+inline int64_t least_entries(const Sweep<float>& s) {
+  return s.rows_alone || s.x->rows > s.y->rows ? s.y->rows : s.x->rows;
+}
+inline bool many_rows(const Sweep<float>& s) { return least_entries(s) >= 512; }
+
 struct F32 {
   typedef float Element;
   template <class T> static SSL_INLINE T read(float x) { return T(x); }

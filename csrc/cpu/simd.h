@@ -31,6 +31,9 @@ template <> struct Simd<double> {
   static constexpr double lowest_exponent = -1022.;
   static constexpr double round_magic = 6755399441055744.;
 };
+template <> struct Simd<int32_t> {
+  typedef int32_t Vec __attribute__((vector_size(SSL_VECTOR_BYTES)));
+};
 template <class T> using Vec = typename Simd<T>::Vec;
 template <class T> constexpr int lanes = SSL_VECTOR_BYTES / sizeof(T);
 
@@ -42,6 +45,14 @@ template <class T> SSL_INLINE Vec<T> load(const T* p) {
 }
 template <class T> SSL_INLINE void store(T* p, Vec<T> v) { memcpy(p, &v, sizeof v); }
 template <class V> SSL_INLINE V larger(V a, V b) { return a > b ? a : b; }
+
+// What a product adds to a sum; of 32-bit integers, what the products of their two halves do.
+template <class V> SSL_INLINE V plus_product(V sum, V a, V b) { return sum + a * b; }
+#if defined(__AVX512VNNI__)
+SSL_INLINE Vec<int32_t> plus_product(Vec<int32_t> sum, Vec<int32_t> a, Vec<int32_t> b) {
+  return (Vec<int32_t>)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#endif
 
 template <class T, int Step, int... K> SSL_INLINE Vec<T> exchange(Vec<T> v, std::integer_sequence<int, K...>) {
   return __builtin_shufflevector(v, v, (K ^ Step)...);

@@ -105,6 +105,9 @@ const Isa& isa_avx2();
 #ifdef SSL_HAVE_AVX512
 const Isa& isa_avx512();
 #endif
+#ifdef SSL_HAVE_VNNI
+const Isa& isa_vnni();
+#endif
 #ifdef SSL_HAVE_AMX
 bool amx_usable();  // on a processor with AVX-512: does it have AMX, and may this process use it
 const Isa& isa_amx();

@@ -44,7 +44,7 @@ SSL_INLINE void multiply_add(Acc<T, R, V>& acc, const T* __restrict a, int64_t r
     for (int r = 0; r < R; ++r) {
       const Vec<T> av = splat<T>(a[r * row]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) acc[r][v] += av * bv[v];
+      for (int v = 0; v < V; ++v) acc[r][v] = plus_product(acc[r][v], av, bv[v]);
     }
   }
 }

@@ -10,17 +10,45 @@ constexpr int64_t strip = 128;
 // Depth of one pass of a product: 128 rows of a 64-float panel are 32 KiB, what an L1 cache holds beside A.
 constexpr int64_t depth_block = 128;
 
-// t[r][:] = x_i . y_j for rows i .. i + R and one panel of columns j. Wide embeddings are taken in passes so that the
-// panel's slice stays in L1; `partial` holds the sums between passes, and the caller loops over passes outermost.
-template <class T, int R>
-SSL_INLINE void logits_pass(const Sweep<T>& s, Acc<T, R>& acc, int64_t i, int64_t j, int64_t k0, int64_t k1) {
-  constexpr int64_t P = panel<T>;
-  const T* b = s.y->zt + (j - s.y->first) / P * s.width * P;
-  for (int64_t k = k0; k < k1; k += P) {
-    const int64_t n = k1 - k < P ? k1 - k : P;
-    multiply_add<T, R, NV>(acc, z_row(*s.x, s.x->z, k / P, i), P, 1, b + k * P, P, n);
+// How a sweep multiplies: here numbers of type T as they are. fixed_point.h has another way.
+template <class Number> struct Plain {
+  using T = Number;
+  using Sum = T;  // of products
+  static constexpr int64_t depth = depth_block;
+
+  // acc[r][:] += x_i . y_j for rows i .. i + R and one panel of columns j, of which columns k0 .. k1 count. Wide
+  // embeddings are taken in passes so that the panel's slice stays in L1; the caller loops over passes outermost.
+  template <int R>
+  static SSL_INLINE void logits_pass(const Sweep<T>& s, Acc<T, R>& acc, int64_t i, int64_t j, int64_t k0, int64_t k1) {
+    constexpr int64_t P = panel<T>;
+    const T* b = s.y->zt + (j - s.y->first) / P * s.width * P;
+    for (int64_t k = k0; k < k1; k += P) {
+      const int64_t n = k1 - k < P ? k1 - k : P;
+      multiply_add<T, R, NV>(acc, z_row(*s.x, s.x->z, k / P, i), P, 1, b + k * P, P, n);
+    }
   }
-}
+  // The products that these sums are.
+  template <int R> static SSL_INLINE Acc<T, R>& products(const Sweep<T>&, Acc<T, R>& acc, Acc<T, R>&, int64_t, int64_t) {
+    return acc;
+  }
+
+  // dX_I += G Y_J, and if asked dY_J += G' X_I, for `rows` rows of G from row i on and `columns` columns from j on.
+  static SSL_INLINE void add_gradients(const Sweep<T>& s, const T* G, int64_t i, int64_t rows, int64_t j,
+                                       int64_t columns, bool y_too, T*) {
+    constexpr int64_t P = panel<T>;
+    const Side<T>&x = *s.x, &y = *s.y;
+    for (int64_t c = 0; c < s.chunks; ++c) {
+      const int64_t width = s.width - c * P;
+      if (x.g)
+        for (int64_t k = 0; k < columns; k += depth) {
+          const int64_t n = columns - k < depth ? columns - k : depth;
+          add_product<T>(width, z_row(x, x.g, c, i), rows, P, G + k, columns, 1, z_row(y, y.z, c, j + k), n);
+        }
+      if (y_too) add_product<T>(width, z_row(y, y.g, c, j), columns, P, G, 1, columns, z_row(x, x.z, c, i), rows);
+    }
+  }
+  static constexpr int64_t scratch = 0;  // what add_gradients wants
+};
 
 // Which entries of a tile are left out: 0 where left out, 1 elsewhere, and the positives' products on the way.
 template <class T, int R>
@@ -39,12 +67,14 @@ __attribute__((noinline)) void mask_tile(const Sweep<T>& s, const T* products, i
   }
 }
 
-// Runs epilogue(Count<R>, acc, row, panel, keep) over the tiles of a block; keep is null where nothing is left out.
-template <class T, class Epilogue>
-SSL_INLINE void for_tiles(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* partial,
+// Runs epilogue(Count<R>, products, row, panel, keep) over the tiles of a block; keep is null where nothing is left out.
+template <class M, class T, class Epilogue>
+SSL_INLINE void for_tiles(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* between,
                           Epilogue&& epilogue) {
+  using Sum = typename M::Sum;
   constexpr int64_t P = panel<T>;
-  alignas(64) T products[MR * P], keep[MR * P];
+  alignas(64) T seen[MR * P], keep[MR * P];
+  Sum* const partial = reinterpret_cast<Sum*>(between);  // sums between passes
   const bool both_sides = i0 != j0;
   // rows outermost: the strip's rows stay in L2 while the panels pass by
   for (int64_t ii = i0; ii < i1; ii += strip) {
@@ -52,32 +82,35 @@ SSL_INLINE void for_tiles(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0,
     for (int64_t j = j0; j < j1; j += P) {
       const bool touched = j + P > s.y->rows || s.rule.touches(ii, ii + rows, j, j + P);
       int64_t k0 = 0;
-      for (; s.width - k0 > depth_block; k0 += depth_block)
+      auto begin = [&](auto& acc, auto count, int64_t r) __attribute__((always_inline)) {
+        constexpr int R = decltype(count)::value;
+        if (k0 == 0)
+          clear<Sum, R, NV>(acc);
+        else
+          read<Sum, R, NV>(acc, partial + r * P, P);
+      };
+      for (; s.width - k0 > M::depth; k0 += M::depth)
         for_row_groups(rows, [&](auto count, int64_t r) __attribute__((always_inline)) {
           constexpr int R = decltype(count)::value;
-          Acc<T, R> acc;
-          if (k0 == 0)
-            clear<T, R, NV>(acc);
-          else
-            read<T, R, NV>(acc, partial + r * P, P);
-          logits_pass<T, R>(s, acc, ii + r, j, k0, k0 + depth_block);
-          write<T, R, NV>(acc, partial + r * P, P);
+          Acc<Sum, R> acc;
+          begin(acc, count, r);
+          M::template logits_pass<R>(s, acc, ii + r, j, k0, k0 + M::depth);
+          write<Sum, R, NV>(acc, partial + r * P, P);
         });
       for_row_groups(rows, [&](auto count, int64_t r) __attribute__((always_inline)) {
         constexpr int R = decltype(count)::value;
         const int64_t i = ii + r;
-        Acc<T, R> acc;
-        if (k0 == 0)
-          clear<T, R, NV>(acc);
-        else
-          read<T, R, NV>(acc, partial + r * P, P);
-        logits_pass<T, R>(s, acc, i, j, k0, s.width);
+        Acc<Sum, R> acc;
+        begin(acc, count, r);
+        M::template logits_pass<R>(s, acc, i, j, k0, s.width);
+        Acc<T, R> room;
+        Acc<T, R>& products = M::template products<R>(s, acc, room, i, j);
         const bool mask = touched && (j + P > s.y->rows || s.rule.touches(i, i + R, j, j + P));
         if (__builtin_expect(mask, 0)) {
-          write<T, R, NV>(acc, products, P);
-          mask_tile<T, R>(s, products, i, j, both_sides, keep);
+          write<T, R, NV>(products, seen, P);
+          mask_tile<T, R>(s, seen, i, j, both_sides, keep);
         }
-        epilogue(count, acc, i, j, mask ? keep : nullptr);
+        epilogue(count, products, i, j, mask ? keep : nullptr);
       });
     }
   }
@@ -92,13 +125,13 @@ template <class T> SSL_INLINE bool columns_count(const Sweep<T>& s, int64_t i0, 
 }
 
 // Row sums gather in lanes, column sums in one panel; both sides' totals are added once a block, in double.
-template <class T, bool Keep>
+template <class M, bool Keep, class T = typename M::T>
 SSL_INLINE void forward_fixed(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
   T *partial = scratch, *row_sums = partial + strip * P, *column_sums = row_sums + (i1 - i0) * L;
   memset(row_sums, 0, ((i1 - i0) * L + (j1 - j0)) * sizeof(T));
   const Vec<T> scale = splat<T>(s.scale2), scale_low = splat<T>(s.scale2_low), shift = splat<T>(s.shift);
-  for_tiles(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
+  for_tiles<M>(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
                                             __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
     Vec<T> column[NV];
@@ -124,7 +157,7 @@ SSL_INLINE void forward_fixed(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t
 }
 
 // With a running maximum a lane (of rows, or of columns) at a time: an exponential for each side of an entry.
-template <class T>
+template <class M, class T = typename M::T>
 SSL_INLINE void forward_running(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
   const int64_t lanes_of_rows = (i1 - i0) * L, columns = j1 - j0;
@@ -134,7 +167,7 @@ SSL_INLINE void forward_running(const Sweep<T>& s, int64_t i0, int64_t i1, int64
   for (int64_t k = 0; k < lanes_of_rows + columns; ++k) row_tops[k] = masked<T>;
   const Vec<T> scale = splat<T>(s.scale2), scale_low = splat<T>(s.scale2_low);
   const bool columns_too = columns_count(s, i0, j0);
-  for_tiles(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
+  for_tiles<M>(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
                                             __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
     // The maximum is that of rounded logits; the exponentials see exact ones, the same as in the backward pass.
@@ -174,16 +207,16 @@ SSL_INLINE void forward_running(const Sweep<T>& s, int64_t i0, int64_t i1, int64
     for (int64_t j = j0; j < j1; ++j) merge(*s.y, j, column_tops[j - j0], column_sums[j - j0]);
 }
 
-template <class T>
+template <class M, class T = typename M::T>
 void forward(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
   FlushDenormals flush;
   i1 = i1 < s.x->rows ? i1 : s.x->rows;
   if (s.running)
-    forward_running(s, i0, i1, j0, j1, scratch);
+    forward_running<M>(s, i0, i1, j0, j1, scratch);
   else if (s.entries)
-    forward_fixed<T, true>(s, i0, i1, j0, j1, scratch);
+    forward_fixed<M, true>(s, i0, i1, j0, j1, scratch);
   else
-    forward_fixed<T, false>(s, i0, i1, j0, j1, scratch);
+    forward_fixed<M, false>(s, i0, i1, j0, j1, scratch);
 }
 
 // ------------------------------------------------------------------------------------------------------ backward
@@ -244,13 +277,13 @@ template <class T> SSL_INLINE SoftplusOf<T> softplus_of(Vec<T> t) {
   return {t == t ? value : t, t > zero ? upper : e * upper};
 }
 
-template <class T, Entry E>
+template <class M, Entry E, class T = typename M::T>
 SSL_INLINE void gradient_tile(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* partial, T* G,
                               T* sums) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
   const int64_t stride = j1 - j0;
   const Vec<T> scale = splat<T>(s.scale2), scale_low = splat<T>(s.scale2_low), shift = splat<T>(s.shift);
-  for_tiles(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
+  for_tiles<M>(s, i0, i1, j0, j1, partial, [&](auto count, auto& acc, int64_t i, int64_t j, const T* keep)
                                             __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
     auto less = [&](int r, int v, Vec<T> neg2) __attribute__((always_inline)) {
@@ -299,15 +332,15 @@ SSL_INLINE void gradient_of_kept(const Sweep<T>& s, int64_t i0, int64_t i1, int6
 }
 
 // dX_I += G Y_J and dY_J += G' X_I, a strip of rows of G at a time
-template <class T, Entry E>
+template <class M, Entry E, class T = typename M::T>
 SSL_INLINE void gradient_block(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
   FlushDenormals flush;
   constexpr int64_t P = panel<T>, L = lanes<T>;
   constexpr bool sums_too = E == Entry::attend || E == Entry::softplus;
   const Side<T>&x = *s.x, &y = *s.y;
   i1 = i1 < x.rows ? i1 : x.rows;
-  T *partial = scratch, *sums = partial + strip * P, *G = sums + 2 * strip * L;
   const int64_t columns = j1 - j0;
+  T *partial = scratch, *sums = partial + strip * P, *G = sums + 2 * strip * L, *more = G + strip * columns;
   const bool y_too = y.g && !(s.self() && i0 == j0);
   for (int64_t ii = i0; ii < i1; ii += strip) {
     const int64_t rows = i1 - ii < strip ? i1 - ii : strip;
@@ -315,42 +348,34 @@ SSL_INLINE void gradient_block(const Sweep<T>& s, int64_t i0, int64_t i1, int64_
     if constexpr (E == Entry::kept)
       gradient_of_kept(s, ii, ii + rows, j0, j1, G);
     else
-      gradient_tile<T, E>(s, ii, ii + rows, j0, j1, partial, G, sums);
+      gradient_tile<M, E>(s, ii, ii + rows, j0, j1, partial, G, sums);
     if constexpr (sums_too)
       for (int64_t r = 0; r < rows; ++r) {
         x.sum[ii + r] += sum_lanes<T>(load<T>(sums + 2 * r * L));
         if constexpr (E == Entry::softplus) s.slope[ii + r] += sum_lanes<T>(load<T>(sums + (2 * r + 1) * L));
       }
-    for (int64_t c = 0; c < s.chunks; ++c) {
-      const int64_t width = s.width - c * P;
-      if (x.g)
-        for (int64_t k = 0; k < columns; k += depth_block) {
-          const int64_t depth = columns - k < depth_block ? columns - k : depth_block;
-          add_product<T>(width, z_row(x, x.g, c, ii), rows, P, G + k, columns, 1, z_row(y, y.z, c, j0 + k), depth);
-        }
-      if (y_too) add_product<T>(width, z_row(y, y.g, c, j0), columns, P, G, 1, columns, z_row(x, x.z, c, ii), rows);
-    }
+    M::add_gradients(s, G, ii, rows, j0, columns, y_too, more);
   }
 }
 
-template <class T>
+template <class M, class T = typename M::T>
 void backward(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
   if (!s.running && s.entries)
-    gradient_block<T, Entry::kept>(s, i0, i1, j0, j1, scratch);
+    gradient_block<M, Entry::kept>(s, i0, i1, j0, j1, scratch);
   else if (!s.running)
-    gradient_block<T, Entry::fixed>(s, i0, i1, j0, j1, scratch);
+    gradient_block<M, Entry::fixed>(s, i0, i1, j0, j1, scratch);
   else if (s.y->weight)
-    gradient_block<T, Entry::running>(s, i0, i1, j0, j1, scratch);
+    gradient_block<M, Entry::running>(s, i0, i1, j0, j1, scratch);
   else
-    gradient_block<T, Entry::rows>(s, i0, i1, j0, j1, scratch);
+    gradient_block<M, Entry::rows>(s, i0, i1, j0, j1, scratch);
 }
-template <class T>
+template <class M, class T = typename M::T>
 void attend(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
-  gradient_block<T, Entry::attend>(s, i0, i1, j0, j1, scratch);
+  gradient_block<M, Entry::attend>(s, i0, i1, j0, j1, scratch);
 }
-template <class T>
+template <class M, class T = typename M::T>
 void softplus(const Sweep<T>& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, T* scratch) {
-  gradient_block<T, Entry::softplus>(s, i0, i1, j0, j1, scratch);
+  gradient_block<M, Entry::softplus>(s, i0, i1, j0, j1, scratch);
 }
 
 // A power of two that splits the rows into some 32 blocks: half as many pairs can run at once. Larger blocks reuse more
@@ -362,12 +387,12 @@ template <class T> int64_t block_of(const Side<T>& side) {
   return (block + P - 1) / P * P;
 }
 
-template <class T> Layout layout(const Sweep<T>& s) {
+template <class M, class T = typename M::T> Layout layout(const Sweep<T>& s) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
   // Rows alone share out the columns, so that nothing keeps a block of rows short
   const int64_t all = s.x->padded < 512 ? s.x->padded : 512;
   const int64_t rows = s.rows_alone ? all : block_of(*s.x), columns = block_of(*s.y);
-  const int64_t forward = 2 * (rows * L + columns), backward = strip * (2 * L + columns);
+  const int64_t forward = 2 * (rows * L + columns), backward = strip * (2 * L + columns) + M::scratch;
   return {rows, columns, strip * P + (forward > backward ? forward : backward)};
 }
 
@@ -376,7 +401,8 @@ template <class T> Memory memory(const Sweep<T>& s, const Side<T>& side) {
 }
 
 template <class T> constexpr Kernels<T> kernels() {
-  return {panel<T>, true, layout<T>, memory<T>, pack<T>, forward<T>, backward<T>, attend<T>, softplus<T>, finish<T>};
+  using M = Plain<T>;
+  return {panel<T>, true, layout<M>, memory<T>, pack<T>, forward<M>, backward<M>, attend<M>, softplus<M>, finish<T>};
 }
 
 }  // namespace ssl::SSL_ISA

@@ -1,7 +1,8 @@
-"""The AMX engine of the CPU backend: on the tiles of this machine where it has them, and on emulated ones anywhere.
+"""The engines of the CPU backend that do not multiply by plain fused multiply-adds: AMX tiles, and VNNI's integers.
 
-The emulated build is the engine's own source with ``tests/amx/amx_tiles.h`` in the place of the header of that name,
-and needs AVX-512 with bf16. Float32 at "highest" is judged by the rule for every backend, against eager float32.
+AMX runs on the tiles of this machine where it has them, and on emulated ones anywhere: the emulated build is the
+engine's own source with ``tests/amx/amx_tiles.h`` in the place of the header of that name, and needs AVX-512 with bf16.
+Float32 at "highest" is judged by the rule for every backend, against eager float32.
 """
 
 from __future__ import annotations
@@ -29,15 +30,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
 NATIVE = load()[0]
 
-if "amx" not in build_info().get("isas", []):
-    pytest.skip("the compiler built no AMX kernels", allow_module_level=True)
-
+EMULATED = "amx" in build_info().get("isas", []) and (
+    {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"} <= set(FLAGS)
+)
 ENGINES = [
-    *(["emulated"] if {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"} <= set(FLAGS) else []),
-    *(["real"] if NATIVE and "amx" in NATIVE.isas() else []),
+    *(["emulated amx"] if EMULATED else []),
+    *(name for name in ("amx", "vnni") if NATIVE and name in NATIVE.isas()),
 ]
 if not ENGINES:
-    pytest.skip("neither AMX nor the AVX-512 that emulates it is here", allow_module_level=True)
+    pytest.skip("neither AMX nor the AVX-512 that emulates it nor VNNI is here", allow_module_level=True)
+AMX, GRID = [name for name in ENGINES if name.endswith("amx")], [name for name in ENGINES if name == "vnni"]
+# the first of a machine's is the default, which has met the table of all cases in tests/test_losses.py
+UNTRIED = [name for name in ENGINES if not NATIVE or name != NATIVE.isas()[0]]
 
 FLOAT32, HALF = torch.float32, (torch.bfloat16, torch.float16)
 fused = partial(nt_xent_loss, backend="cpu")
@@ -80,7 +84,7 @@ def sources(tmp_path_factory) -> Path:
 def emulated_path(sources) -> Path:
     def work():
         shutil.copy(ROOT / "setup.py", sources)
-        shutil.copytree(ROOT / "csrc", sources / "csrc", ignore=shutil.ignore_patterns("isa_avx2.cpp"))
+        shutil.copytree(ROOT / "csrc", sources / "csrc", ignore=shutil.ignore_patterns("isa_avx2.cpp", "isa_vnni.cpp"))
         shutil.copytree(ROOT / "tests/amx", sources / "csrc/cpu", dirs_exist_ok=True)
         return build(sources, "emulated.so")
 
@@ -96,13 +100,23 @@ def emulated(emulated_path) -> ModuleType:
 
 @pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch) -> ModuleType:
-    """The backend served by AMX, for the length of a test."""
-    module = NATIVE if request.param == "real" else request.getfixturevalue("emulated")
+    """The backend served by one of them, for the length of a test."""
+    module = request.getfixturevalue("emulated") if request.param == "emulated amx" else NATIVE
     monkeypatch.setattr(native, "C", module)
     before = module.isa()
-    module.use_isa("amx")
+    module.use_isa(request.param.removeprefix("emulated "))
     yield module
     module.use_isa(before)
+
+
+def rows(engine: ModuleType, usual: int) -> int:
+    """How many a problem has that is to reach the engine: VNNI leaves small ones to plain multiply-adds."""
+    return max(usual, 600) if engine.isa() == "vnni" else usual
+
+
+def of(names: list[str]):
+    """Parametrises a test that asks for ``engine`` with some of them."""
+    return pytest.mark.parametrize("engine", names, indirect=True)
 
 
 @pytest.fixture
@@ -124,11 +138,13 @@ def mine(cases: list[Case]) -> list[Case]:
     return [case for case in cases if case.backend == "cpu" and case.dtype != torch.float64]
 
 
+@of(UNTRIED)
 @pytest.mark.parametrize("cell", mine(testing.cases("cpu")), ids=str)
 def test_every_case_of_the_table(engine, cell):
     testing.check(cell.fused, cell)
 
 
+@of(UNTRIED)
 @pytest.mark.parametrize("cell", mine(testing.precision_cases("cpu")), ids=str)
 def test_as_precise_as_eager(engine, cell):
     testing.check_precision(cell.fused, cell)
@@ -154,6 +170,7 @@ def test_large_problems_of_two_sets(engine, loss, n, d, temperature):
         testing.check(case.fused, case)
 
 
+@of(AMX)
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 0.5, 10.0, -0.1])
 @pytest.mark.parametrize(("n", "d"), [(3, 5), (33, 64), (257, 130), (520, 33), (128, 512)])
 def test_less_than_highest_costs_what_it_says(engine, precision, n, d, temperature):
@@ -171,11 +188,13 @@ def test_less_than_highest_costs_what_it_says(engine, precision, n, d, temperatu
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("scale", [0.3, 14.0, 150.0, -7.0, 0.0])
-@pytest.mark.parametrize(("rows", "period", "parts"), [(1, 1, 1), (40, 1, 1), (70, 70, 1), (99, 33, 3), (260, 65, 4)])
-def test_the_op_in_every_form(engine, rows, period, parts, scale, normalize):
-    generator = torch.Generator().manual_seed(rows)
-    z = torch.randn(rows, 20, generator=generator) / 20**0.5
-    weights = torch.randn(rows // period, rows, generator=generator)
+@pytest.mark.parametrize(
+    ("m", "period", "parts"), [(1, 1, 1), (40, 1, 1), (70, 70, 1), (99, 33, 3), (260, 65, 4), (699, 233, 3)]
+)
+def test_the_op_in_every_form(engine, m, period, parts, scale, normalize):
+    generator = torch.Generator().manual_seed(m)
+    z = torch.randn(m, 20, generator=generator) / 20**0.5
+    weights = torch.randn(m // period, m, generator=generator)
 
     def results(x, scale, backend):
         x, scale = x.clone().requires_grad_(), scale.clone().requires_grad_()
@@ -196,9 +215,10 @@ def test_the_op_in_every_form(engine, rows, period, parts, scale, normalize):
 # ------------------------------------------------------------------------------------------------------- unusual inputs
 @pytest.mark.parametrize("dtype", [FLOAT32, *HALF], ids=str)
 def test_nan_comes_out_and_stays_in_its_rows(engine, dtype):
-    z = torch.randn(200, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    count = rows(engine, 200)
+    z = torch.randn(count, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
     z[3, 7] = torch.nan
-    neg, _, top = ops.self_lse([z], period=100, backend="cpu")
+    neg, _, top = ops.self_lse([z], period=count // 2, backend="cpu")
     assert (neg + top).isnan().all()  # every row sees the one that is NaN
     # its twin and itself are left out, so with nothing else there is no NaN to see
     neg, pos, top = ops.self_lse([z[3:5]], period=1, backend="cpu")
@@ -209,7 +229,8 @@ def test_nan_comes_out_and_stays_in_its_rows(engine, dtype):
 @pytest.mark.parametrize("dtype", [FLOAT32, *HALF], ids=str)
 def test_rows_of_any_length(engine, dtype):
     """Zero rows, short ones, and those that are so long that their squares, or nearly so, overflow."""
-    inputs = Case("nt_xent", "cpu", "cpu", dtype, 60, 48, 0.2).inputs()
+    n = rows(engine, 120) // 2
+    inputs = Case("nt_xent", "cpu", "cpu", dtype, n, 48, 0.2).inputs()
     for z in (inputs["z1"], inputs["z2"]):
         z[5] = 0
         z[7] *= 1e-3
@@ -220,13 +241,15 @@ def test_rows_of_any_length(engine, dtype):
     # as float32 has it: rows whose squares overflow are divided by infinity
     plain = {name: value.float() for name, value in inputs.items()}
     truth = evaluate(testing.SPECS["nt_xent"].reference, plain)
-    assert abs(got.loss - truth.loss) < 1e-6 * truth.loss
-    usual = [i for i in range(60) if i not in (5, 9, 11)]
+    exact = dtype == FLOAT32 or engine.isa() == "amx"
+    assert abs(got.loss - truth.loss) < (1e-6 if exact else 1e-5) * truth.loss
+    usual = [i for i in range(n) if i not in (5, 9, 11)]
     for name in ("z1", "z2"):
         assert got[name].isfinite().all()
         assert relative_error(got[name][usual], truth[name][usual]) < (2e-6 if dtype == FLOAT32 else 4e-3)
 
 
+@of(AMX)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_rows_of_16_bits_are_not_rounded_again(engine, dtype):
     """The operands are the rows themselves: their direction reaches the products with every bit it has."""
@@ -260,24 +283,89 @@ def digest(case: Case) -> str:
     return hashlib.sha256(joined.numpy().tobytes()).hexdigest()
 
 
-POISONED = [(dtype, 100, 50, temperature) for dtype in (FLOAT32, *HALF) for temperature in (0.005, 0.1)]
+def digests(engine: ModuleType) -> list[str]:
+    cases = [(dtype, rows(engine, 200) // 2, 50, tau) for dtype in (FLOAT32, *HALF) for tau in (0.005, 0.1)]
+    return [digest(Case("nt_xent", "cpu", "cpu", *case)) for case in cases]
 
 
-def test_nothing_reads_memory_that_nothing_wrote(emulated, emulated_path, monkeypatch):
+def test_nothing_reads_memory_that_nothing_wrote(engine, request):
     """Fresh memory full of huge numbers (glibc's MALLOC_PERTURB_) changes no bit."""
-    monkeypatch.setattr(native, "C", emulated)
-    cases = [Case("nt_xent", "cpu", "cpu", *problem) for problem in POISONED]
+    emulated = "emulated" in request.node.name
+    path = request.getfixturevalue("emulated_path") if emulated else Path(NATIVE.__file__)
     code = (
         "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; import test_cpu_amx as t\n"
-        "t.native.C = t.load_from(Path(sys.argv[2]))\n"
-        "print(*(t.digest(t.Case('nt_xent', 'cpu', 'cpu', *problem)) for problem in t.POISONED))"
+        "from pathlib import Path; import test_cpu_engines as t\n"
+        "t.native.C = t.load_from(Path(sys.argv[2])) if sys.argv[4] else t.NATIVE\n"
+        "t.native.C.use_isa(sys.argv[3])\n"
+        "print(*t.digests(t.native.C))"
     )
-    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(emulated_path)]
+    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(path), engine.isa(), "emulated" * emulated]
     environment = os.environ | {"MALLOC_PERTURB_": "128"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [digest(case) for case in cases]
+    assert done.stdout.split() == digests(engine)
+
+
+# ------------------------------------------------------------------------------------------------ on a grid of integers
+def rounded_to_tf32(z: torch.Tensor) -> torch.Tensor:
+    """Float32 with the 10 bits that its rows are given where torch's precision is "high" and a GPU multiplies."""
+    bits = z.contiguous().view(torch.int32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+@of(GRID)
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 0.5, 10.0, -0.1])
+@pytest.mark.parametrize(("n", "d"), [(300, 5), (257, 130), (520, 33), (256, 512), (256, 2048)])
+def test_the_grid_is_as_fine_as_what_high_promises(engine, precision, n, d, temperature):
+    case = Case("nt_xent", "cpu", "cpu", FLOAT32, n, d, temperature)
+    inputs = case.inputs()
+    truth = testing.oracle(case.spec, inputs)
+    rows = {name: torch.nn.functional.normalize(inputs[name]) for name in ("z1", "z2")}
+    unit = inputs | rows
+    exact = testing.oracle(case.spec, unit)
+    less = testing.oracle(case.spec, inputs | {name: rounded_to_tf32(z) for name, z in rows.items()})
+    for name in ("high", "medium"):
+        precision(name)
+        got = evaluate(case.fused, inputs)
+        for z in ("z1", "z2"):
+            theirs = relative_error(less[z], exact[z])
+            assert 1e-6 < relative_error(got[z], truth[z]) <= max(2 * theirs, 2**-11), name
+    precision("highest")
+    exactly = evaluate(case.fused, inputs)
+    engine.use_isa("avx512")
+    again = evaluate(case.fused, inputs)
+    assert all(torch.equal(exactly[name], again[name]) for name in exactly.names)
+
+
+@of(GRID)
+@pytest.mark.parametrize("d", [1, 64, 200])
+@pytest.mark.parametrize("temperature", [0.05, 5.0])
+def test_no_sum_of_products_leaves_32_bits(engine, d, temperature):
+    """Rows of one direction, along one axis or along all of them: the largest sums that there can be."""
+    generator = torch.Generator().manual_seed(d)
+    for axis in (torch.eye(1, d)[0], torch.ones(d)):
+        for signs in (torch.ones(2, 600, 1), torch.randint(0, 2, (2, 600, 1), generator=generator) * 2.0 - 1):
+            rows = signs * axis + 1e-2 * torch.randn(2, 600, d, generator=generator)
+            for loss in ("nt_xent", "siglip"):
+                case = Case(loss, "cpu", "cpu", torch.bfloat16, 600, d, temperature)
+                features = torch.nn.functional.normalize(rows, dim=-1).bfloat16()
+                testing.check(case.fused, case, case.inputs() | dict(zip(case.spec.features, features, strict=True)))
+
+
+@of(GRID)
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1e6])
+def test_derivatives_of_any_size_come_back(engine, precision, size):
+    """Every row of the gradient's weights has a grid of its own, whatever the loss is multiplied with."""
+    z = torch.randn(600, 40, generator=torch.Generator().manual_seed(0))
+
+    def gradient(x, size, backend):
+        x.requires_grad_()
+        neg, _, top = ops.self_lse([x], torch.tensor(3.0).to(x), period=300, backend=backend)
+        ((neg + top) * size).sum().backward()
+        return x.grad.double() / size
+
+    precision("high")
+    assert relative_error(gradient(z.clone(), size, "cpu"), gradient(z.double(), 1.0, "reference")) < 2**-11
 
 
 # -------------------------------------------------------------------------------------------------------- seeded faults
@@ -291,6 +379,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.skipif(not EMULATED, reason="emulating AMX takes AVX-512 with bf16")
 def test_these_tests_would_notice(sources, emulated_path, monkeypatch):
     def work():
         sweep = sources / "csrc/cpu/amx_sweep.h"
