@@ -72,12 +72,12 @@ template <class T> Buffer<T> allocate(size_t count) {
     small = SmallBuffers::round_up(bytes);
     p = SmallBuffers::take(small);
   } else {
-    // Huge pages from 4 MiB on, for the same reason: a tenth of a whole call
+    // Huge pages from 4 MiB on, for the same reason: a tenth of a whole call. Whole ones only: what is left over would
+    // take another one, of which it needs little
     const size_t alignment = bytes >= 2 * huge ? huge : 64;
-    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    p = std::aligned_alloc(alignment, rounded);
+    if (posix_memalign(&p, alignment, bytes)) p = nullptr;
 #if defined(__linux__)
-    if (p && alignment == huge) madvise(p, rounded, MADV_HUGEPAGE);
+    if (p && alignment == huge) madvise(p, bytes / huge * huge, MADV_HUGEPAGE);
 #endif
   }
   if (!p) throw std::bad_alloc();
