@@ -42,9 +42,9 @@ template <int LogitTerms, int GradientTerms, bool Scaled> struct Mode {
 };
 
 // An entry of G in one part is off by 2^-9, in two by 2^-17. A sum over many rows keeps little of that; few rows get one
-// split more. A sharp softmax comes down to a few entries too, however many rows there are. Measured against float64 from 512 to
-// 4096 rows at temperatures from 0.005 to 0.5: as long as this holds, the gradient in two parts has at most twice the
-// error that float32 matrices have.
+// split more. A sharp softmax comes down to a few entries too, however many rows there are. Measured against float64
+// from 512 to 4096 rows at temperatures from 0.005 to 0.5: as long as this holds, the gradient in two parts has at most
+// twice the error that float32 matrices have.
 inline bool flat_softmax(const Sweep<float>& s) {
   return !s.running && many_rows(s) && 4 * s.scale * s.scale <= float(least_entries(s));
 }

@@ -12,6 +12,8 @@ constexpr float grid = 32767;
 // Numbers below do not divide the grid in range; so short, they are as good as none.
 constexpr float shortest = 1e-34f, infinite = __builtin_inff();
 
+inline int64_t pairs_of(const Sweep<float>& s) { return (s.width + 1) / 2; }
+
 // A side on the grid, in its zt. A pair is two 16-bit integers in the place of one of 32; rows are counted from the
 // first packed one.
 struct Grid {
@@ -22,7 +24,7 @@ struct Grid {
 
   // Only left operands of the logits go in row by row, right ones transposed; of the gradient's, all that there may be.
   Grid(const Sweep<float>& s, const Side<float>& side)
-      : side(side), pairs((s.width + 1) / 2), factor(side.zt), squares(factor + side.padded),
+      : side(side), pairs(pairs_of(s)), factor(side.zt), squares(factor + side.padded),
         left_(reinterpret_cast<int32_t*>(squares + whole_lines(side))), right_(left_ + left_size(s, side)),
         both_(right_ + right_size(s, side)) {}
 
@@ -44,7 +46,7 @@ struct Grid {
     return &side == s.x ? s.chunks * side.padded * panel<float> / 2 : 0;
   }
   static int64_t right_size(const Sweep<float>& s, const Side<float>& side) {
-    return &side == s.y ? side.padded * ((s.width + 1) / 2) : 0;
+    return &side == s.y ? side.padded * pairs_of(s) : 0;
   }
   int32_t *left_, *right_, *both_;
 };
@@ -93,15 +95,8 @@ inline void pack_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t
       for (int v = 0; v < NV; ++v) most = larger(most, largest_lane<float>(columns[v]));
       if (&side == s.x) memcpy(to.left(c, at), rows, sizeof rows);
       if (&side != s.y) continue;
-      const int64_t pairs = to.pairs - c * P / 2 < P / 2 ? to.pairs - c * P / 2 : P / 2;
-      int32_t* const right = to.right(at) + c * P / 2 * P;
-      for (int64_t k = 0; k < pairs; k += 16)
-        for (int64_t r = 0; r < P; r += 16) {
-          Vec<float> square[16];
-          for (int n = 0; n < 16; ++n) square[n] = (Vec<float>)load<int32_t>(rows[r + n] + k);
-          transpose<float>(square);
-          for (int64_t n = 0; n < 16 && k + n < pairs; ++n) store<int32_t>(right + (k + n) * P + r, (Vec<int32_t>)square[n]);
-        }
+      const int64_t k = c * P / 2, left = to.pairs - k;
+      transpose_panel<int32_t>(rows[0], P / 2, left < P / 2 ? left : P / 2, to.right(at) + k * P);
     }
     to.squares[p] = most;
   }
@@ -206,7 +201,8 @@ struct OnGrid {
   template <int R>
   static SSL_INLINE Acc<float, R>& products(const Sweep<float>& s, Acc<int32_t, R>& acc, Acc<float, R>& out, int64_t i,
                                             int64_t j) {
-    const float *const x = s.x->zt + (i - s.x->first), *const y = s.y->zt + (j - s.y->first);  // Grid's factors
+    const float* const x = Grid(s, *s.x).factor + (i - s.x->first);
+    const float* const y = Grid(s, *s.y).factor + (j - s.y->first);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec<float> factor = splat(x[r] * (1 / (grid * grid)));
@@ -246,7 +242,7 @@ inline Memory memory_of_grid(const Sweep<float>& s, const Side<float>& side) {
   return {Grid::floats(s, side), s.chunks * side.padded * panel<float>};
 }
 
-inline Kernels<float> kernels_on_grid() {
+constexpr Kernels<float> kernels_on_grid() {
   return {panel<float>,      true,           layout<OnGrid>, memory_of_grid,   pack_on_grid,
           forward<OnGrid>, backward<OnGrid>, attend<OnGrid>, softplus<OnGrid>, finish<float>};
 }

@@ -18,7 +18,7 @@ bool may_round(const Sweep<float>& s) {
 template <auto Member> struct Either;
 template <class R, class... More, R (*Kernels<float>::*Member)(const Sweep<float>&, More...)> struct Either<Member> {
   static R run(const Sweep<float>& s, More... more) {
-    static const Kernels<float> on_grid = SSL_ISA::kernels_on_grid();
+    static constexpr Kernels<float> on_grid = SSL_ISA::kernels_on_grid();
     return ((may_round(s) ? on_grid : isa_avx512().f32).*Member)(s, more...);
   }
 };
@@ -32,7 +32,7 @@ const Isa& isa_vnni() {
       "vnni",
       {wide.f32.panel, wide.f32.keeps_entries, Either<&K::layout>::run, Either<&K::memory>::run, Either<&K::pack>::run,
        Either<&K::forward>::run, Either<&K::backward>::run, Either<&K::attend>::run, Either<&K::softplus>::run,
-       wide.f32.finish},
+       Either<&K::finish>::run},
       wide.f64,
       wide.streams,
       wide.points,

@@ -150,22 +150,28 @@ template <class T> void read_rows(const Sweep<T>& s, const Side<T>& side, int64_
     for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(side, side.z, c, i), 0, P * sizeof(T));
 }
 
-template <class T> void pack(const Sweep<T>& s, const Side<T>& side, int64_t first_panel, int64_t last_panel) {
+// to[k][r] = from[r][k] for a panel of rows and `columns` columns, a square of registers at a time. It reads on to the
+// end of the last square.
+template <class T> SSL_INLINE void transpose_panel(const T* from, int64_t stride, int64_t columns, T* to) {
   constexpr int64_t P = panel<T>, L = lanes<T>;
+  for (int64_t k = 0; k < columns; k += L)
+    for (int64_t i = 0; i < P; i += L) {
+      Vec<T> square[L];
+      for (int64_t r = 0; r < L; ++r) square[r] = load<T>(from + (i + r) * stride + k);
+      transpose<T>(square);
+      for (int64_t r = 0; r < L && k + r < columns; ++r) store<T>(to + (k + r) * P + i, square[r]);
+    }
+}
+
+template <class T> void pack(const Sweep<T>& s, const Side<T>& side, int64_t first_panel, int64_t last_panel) {
+  constexpr int64_t P = panel<T>;
   for (int64_t p = first_panel; p < last_panel; ++p) {
     const int64_t i0 = side.first + p * P;
     read_rows(s, side, i0, i0 + P);
     if (&side != s.y) continue;  // rows go in one by one
-    // the transposed panel, a square of registers at a time; past the width z holds zeros, which nobody reads
-    T* t = side.zt + p * s.width * P;
-    for (int64_t k = 0; k < s.width; k += L)
-      for (int64_t i = 0; i < P; i += L) {
-        const T* z = z_row(side, side.z, k / P, i0 + i) + k % P;
-        Vec<T> square[L];
-        for (int64_t r = 0; r < L; ++r) square[r] = load<T>(z + r * P);
-        transpose<T>(square);
-        for (int64_t r = 0; r < L && k + r < s.width; ++r) store<T>(t + (k + r) * P + i, square[r]);
-      }
+    for (int64_t k = 0; k < s.width; k += P)
+      transpose_panel<T>(z_row(side, side.z, k / P, i0), P, s.width - k < P ? s.width - k : P,
+                         side.zt + (p * s.width + k) * P);
   }
 }
 
