@@ -1,7 +1,7 @@
 # Every target sets up its own environment on first use and brings it up to date later: `make demo` is all one has to type.
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)

@@ -17,7 +17,7 @@ Rows = Iterator[tuple[str, str]]
 # of the processor's, those that some kernel asks for
 FEATURES = (
     *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
-    *("avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
+    *("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The engines of the CPU backend that do not multiply by plain fused multiply-adds: AMX tiles, and VNNI's integers.
+"""The engines of the CPU backend that do not multiply by plain fused multiply-adds: AMX tiles, and integers.
 
 AMX runs on the tiles of this machine where it has them, and on emulated ones anywhere: the emulated build is the
 engine's own source with ``tests/amx/amx_tiles.h`` in the place of the header of that name, and needs AVX-512 with bf16.
@@ -33,15 +33,18 @@ NATIVE = load()[0]
 EMULATED = "amx" in build_info().get("isas", []) and (
     {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"} <= set(FLAGS)
 )
+# Those with integers, and what serves them where no number may be rounded.
+EXACTLY = {"vnni": "avx512", "avx_vnni": "avx2", "avx2": "avx2"}
 ENGINES = [
     *(["emulated amx"] if EMULATED else []),
-    *(name for name in ("amx", "vnni") if NATIVE and name in NATIVE.isas()),
+    *(name for name in ("amx", *EXACTLY) if NATIVE and name in NATIVE.isas()),
 ]
 if not ENGINES:
-    pytest.skip("neither AMX nor the AVX-512 that emulates it nor VNNI is here", allow_module_level=True)
-AMX, GRID = [name for name in ENGINES if name.endswith("amx")], [name for name in ENGINES if name == "vnni"]
-# the first of a machine's is the default, which has met the table of all cases in tests/test_losses.py
-UNTRIED = [name for name in ENGINES if not NATIVE or name != NATIVE.isas()[0]]
+    pytest.skip("neither AMX nor the AVX-512 that emulates it nor AVX2 is here", allow_module_level=True)
+AMX, GRID = [name for name in ENGINES if name.endswith("amx")], [name for name in ENGINES if name in EXACTLY]
+# the first of a machine's is the default, which has met the table of all cases in tests/test_losses.py; few of them are
+# large enough for AVX2's integers
+UNTRIED = [name for name in ENGINES if name != "avx2" and (not NATIVE or name != NATIVE.isas()[0])]
 
 FLOAT32, HALF = torch.float32, (torch.bfloat16, torch.float16)
 fused = partial(nt_xent_loss, backend="cpu")
@@ -110,8 +113,8 @@ def engine(request, monkeypatch) -> ModuleType:
 
 
 def rows(engine: ModuleType, usual: int) -> int:
-    """How many a problem has that is to reach the engine: VNNI leaves small ones to plain multiply-adds."""
-    return max(usual, 600) if engine.isa() == "vnni" else usual
+    """How many a problem has that is to reach the engine: integers leave small ones to plain multiply-adds."""
+    return max(usual, 600) if engine.isa() in EXACTLY else usual
 
 
 def of(names: list[str]):
@@ -331,7 +334,8 @@ def test_the_grid_is_as_fine_as_what_high_promises(engine, precision, n, d, temp
             assert 1e-6 < relative_error(got[z], truth[z]) <= max(2 * theirs, 2**-11), name
     precision("highest")
     exactly = evaluate(case.fused, inputs)
-    engine.use_isa("avx512")
+    assert max(relative_error(exactly[z], truth[z]) for z in ("z1", "z2")) <= 5e-6
+    engine.use_isa(EXACTLY[engine.isa()])
     again = evaluate(case.fused, inputs)
     assert all(torch.equal(exactly[name], again[name]) for name in exactly.names)
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_kernels.ops import FLOATS, self_lse
+from ssl_kernels.backends.cpu import native
+from ssl_kernels.ops import FLOATS, cross_lse, self_lse
+from ssl_kernels.testing import poisoned_memory
 
 
 def draw(*sizes: tuple[int, int], dtype=torch.float64, device="cpu", seed=0) -> list[Tensor]:
@@ -79,6 +81,32 @@ def test_gradients(place, sizes, period, normalize, factor):
         return plain(x, scale, 0.7, period=period, normalize=normalize, backend=place.backend)
 
     assert torch.autograd.gradcheck(call, (scale, *x), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("isa", native.C.isas() if native.C is not None else [])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [64, 192])
+def test_a_gradient_is_the_same_wherever_its_sums_are_gathered(isa, dtype, d):
+    """In its own memory, where whole panels of rows and columns lie in one tensor, or elsewhere."""
+    x, y = draw((192, d), (128, d), dtype=dtype)
+    dneg = torch.randn(192, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+    def gradients(pieces: int) -> list[Tensor]:
+        mine, other = x.clone().requires_grad_(), y.clone().requires_grad_()
+        with poisoned_memory():
+            neg, *_ = self_lse(mine.chunk(pieces), period=96, backend="cpu")
+            (neg @ dneg).backward()
+            rows, columns = cross_lse(mine, other.chunk(pieces), offset=None, columns=True, backend="cpu")
+            (rows.neg @ dneg + columns.neg.sum()).backward()
+        return [mine.grad, other.grad]
+
+    before = native.C.isa()
+    try:
+        native.C.use_isa(isa)
+        for at_once, in_pieces in zip(gradients(1), gradients(2), strict=True):
+            assert torch.equal(at_once, in_pieces)
+    finally:
+        native.C.use_isa(before)
 
 
 @pytest.mark.parametrize("which", ["neg", "pos"])

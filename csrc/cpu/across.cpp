@@ -52,8 +52,8 @@ template <class T> class Across : Engine<T> {
     s_.pos = nullptr;  // the tiles of this sweep keep no positives
     s_.dpos = dpos;
     const bool want_y = y_.side.parts[0].grad, want_x = x_.side.parts[0].grad || !want_y;
-    if (want_x) this->want_gradient(x_);
-    if (want_y) this->want_gradient(y_);
+    if (want_x) this->want_gradient_in_place(x_);
+    if (want_y) this->want_gradient_in_place(y_);
     this->sweep(kernels_.backward);
     return gradients();
   }
@@ -84,7 +84,7 @@ template <class T> class Across : Engine<T> {
         // under a running maximum the softmax is complete
         const T by = s_.running ? T(1) : side.sum[i] == 0 ? T(0) : T(1 / side.sum[i]);
         for (int64_t k = 0; k < s_.width; ++k)
-          mean[i * s_.width + k] = by * side.g[(k / panel * side.padded + i) * panel + k % panel];
+          mean[i * s_.width + k] = by * side.g[k / panel * side.g_chunk + i * side.g_row + k % panel];
       }
     });
     conclude(side, rows, 0, static_cast<const T*>(rows.pos));
@@ -101,7 +101,7 @@ template <class T> class Across : Engine<T> {
     s_.slope = slope.get();
     s_.wide_gradients = true;
     this->want_sums(x_);
-    if (x_.side.parts[0].grad) this->want_gradient(x_), this->want_gradient(y_);
+    if (x_.side.parts[0].grad) this->want_gradient_in_place(x_), this->want_gradient_in_place(y_);
     this->sweep(kernels_.softplus);
     PairSoftplus result{};
     for (int64_t i = 0; i < rows; ++i) {
@@ -221,6 +221,8 @@ template <class T> class Across : Engine<T> {
     if (gradient) {
       x_.g = std::move(of_span[0].g);
       x.g = x_.g.get();
+      x.g_row = of_span[0].side.g_row;
+      x.g_chunk = of_span[0].side.g_chunk;
     }
   }
 

@@ -154,7 +154,7 @@ void pack_pair(const Sweep<float>& s, const Side<float>& side, const Operands<M>
   const int64_t at0 = i0 - side.first;
   RowCursor at(side.parts, side.part_count, i0 < side.rows ? i0 : side.rows - 1);
   for (int64_t r = 0; r < 32; ++r) {
-    rows[r] = {z_row(side, side.z, 0, i0 + r), nullptr, 1};
+    rows[r] = {z_row(side, 0, i0 + r), nullptr, 1};
     if constexpr (M::scaled) {
       to.factor[at0 + r] = 1;
       if (i0 + r >= side.rows) continue;

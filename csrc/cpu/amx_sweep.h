@@ -369,13 +369,13 @@ template <class M, Entry E> struct GradientTiles {
 
 // Columns 16 slice .. of row i of g.
 SSL_INLINE float* slice_of(const Side<float>& side, int64_t slice, int64_t i) {
-  return z_row(side, side.g, 16 * slice / panel<float>, i) + 16 * slice % panel<float>;
+  return g_row(side, 16 * slice / panel<float>, i) + 16 * slice % panel<float>;
 }
 
-// Behind g: what a side's blocks got as columns, G' X transposed, in tiles [padded / 16][width / 16][16][16] whose rows
-// are columns of X and whose columns are 16 of 32 rows, in the order of `unpacked`.
+// In gt: what a side's blocks got as columns, G' X transposed, in tiles [padded / 16][width / 16][16][16] whose rows are
+// columns of X and whose columns are 16 of 32 rows, in the order of `unpacked`.
 SSL_INLINE float* transposed_gradient(const Sweep<float>& s, const Side<float>& side, int64_t group) {
-  return side.g + s.chunks * side.padded * panel<float> + group * 2 * steps_of(s) * tile_floats;
+  return side.gt + group * 2 * steps_of(s) * tile_floats;
 }
 
 // dX_I += G Y_J and dY_J' += X_I' G, a strip of G at a time
@@ -410,7 +410,7 @@ void gradient_block(const Sweep<float>& s, int64_t i0, int64_t i1, int64_t j0, i
         }
       if (s.x->g)
         add_products<S>(
-            rows / 16, slices, columns / 32, panel<float>,
+            rows / 16, slices, columns / 32, s.x->g_row,
             [&](int part, int64_t r, int64_t k) { return strip.left(part, r, k); },
             [&](int part, int64_t k, int64_t c) { return y_j.at(part, c, k); },
             [&](int64_t r, int64_t c) { return slice_of(*s.x, c, i + 16 * r); });
@@ -496,7 +496,7 @@ inline Layout layout_tiles(const Sweep<float>& s) {
 inline Memory memory_of_tiles(const Sweep<float>& s, const Side<float>& side) {
   int64_t operands = 0;
   with_mode(s, [&](auto mode) { operands = Operands<decltype(mode)>::floats(s, side); });
-  return {operands, s.chunks * side.padded * panel<float> + side.padded * 32 * steps_of(s)};
+  return {operands, side.padded * 32 * steps_of(s)};
 }
 
 }  // namespace ssl::SSL_ISA

@@ -38,7 +38,7 @@ template <class T> class Engine {
   // A side of the matrix with its memory.
   struct Embeddings {
     Side<T> side{};
-    Buffer<T> z, zt, norm, top, weight, neg2, g;
+    Buffer<T> z, zt, norm, top, weight, neg2, g, gt;
     Buffer<double> sum;
   };
 
@@ -154,9 +154,22 @@ template <class T> class Engine {
     side.neg2 = e.neg2.get();
   }
 
+  // Zeros for a side's sum_j G_ij z_j.
   void want_gradient(Embeddings& e) {
-    e.g = allocate_zero<T>(kernels_.memory(s_, e.side).g);
-    e.side.g = e.g.get();
+    e.g = allocate_zero<T>(cells(e.side));
+    gather(e, e.g.get(), kernels_.panel, e.side.padded * kernels_.panel);
+  }
+  // The same where finish() leaves the gradient, in the caller's memory, if the sums fit into it as they are: a quarter
+  // of what a large call takes otherwise.
+  void want_gradient_in_place(Embeddings& e) {
+    const Side<T>& side = e.side;
+    const bool wide = sizeof(T) == 8 || s_.wide_gradients || s_.dtype == DType::f32;
+    T* const grad = static_cast<T*>(side.parts[0].grad);
+    if (!wide || !grad || side.part_count > 1 || side.rows < side.padded || s_.width % kernels_.panel)
+      return want_gradient(e);
+    prefer_huge_pages(grad, sizeof(T) * side.rows * s_.width);
+    for_ranges(side.rows, [&](int64_t a, int64_t b) { std::fill(grad + a * s_.width, grad + b * s_.width, T(0)); });
+    gather(e, grad, s_.width, kernels_.panel);
   }
 
   // For both sweeps of one call, where the matrix is small: the second needs neither products nor exponentials.
@@ -190,6 +203,14 @@ template <class T> class Engine {
       dpos[i] -= share;
     }
     return sum;
+  }
+
+  void gather(Embeddings& e, T* g, int64_t row, int64_t chunk) {
+    e.gt = allocate_zero<T>(kernels_.memory(s_, e.side).gt);
+    e.side.gt = e.gt.get();
+    e.side.g = g;
+    e.side.g_row = row;
+    e.side.g_chunk = chunk;
   }
 
   template <class F> void for_ranges(int64_t count, F&& f) { ssl::for_ranges(threads_, count, f); }

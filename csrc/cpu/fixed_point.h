@@ -51,18 +51,29 @@ struct Grid {
   int32_t *left_, *right_, *both_;
 };
 
+#if SSL_VECTOR_BYTES == 64
 SSL_INLINE Vec<int32_t> rounded(Vec<float> x) { return (Vec<int32_t>)_mm512_cvtps_epi32((__m512)x); }
 SSL_INLINE Vec<int32_t> paired(Vec<int32_t> low, Vec<int32_t> high) {
   return (Vec<int32_t>)_mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)low, _mm512_slli_epi32((__m512i)high, 16));
 }
-// 16 integers as 8 pairs of neighbours.
+// Integers as half as many pairs of neighbours.
 SSL_INLINE void store_pairs(int32_t* to, Vec<int32_t> x) {
   _mm256_storeu_si256((__m256i*)to, _mm512_cvtsepi32_epi16((__m512i)x));
 }
+#else
+SSL_INLINE Vec<int32_t> rounded(Vec<float> x) { return (Vec<int32_t>)_mm256_cvtps_epi32((__m256)x); }
+SSL_INLINE Vec<int32_t> paired(Vec<int32_t> low, Vec<int32_t> high) {
+  return (Vec<int32_t>)_mm256_blend_epi16((__m256i)low, _mm256_slli_epi32((__m256i)high, 16), 0xaa);
+}
+SSL_INLINE void store_pairs(int32_t* to, Vec<int32_t> x) {
+  const __m128i low = _mm256_castsi256_si128((__m256i)x), high = _mm256_extracti128_si256((__m256i)x, 1);
+  _mm_storeu_si128((__m128i*)to, _mm_packs_epi32(low, high));
+}
+#endif
 SSL_INLINE Vec<float> as_numbers(Vec<int32_t> x) { return __builtin_convertvector(x, Vec<float>); }
 
 inline void pack_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t first_panel, int64_t last_panel) {
-  constexpr int64_t P = panel<float>;
+  constexpr int64_t P = panel<float>, L = lanes<float>;
   const Grid to(s, side);
   alignas(64) int32_t rows[P][P / 2];
   float stretch[P];
@@ -77,7 +88,7 @@ inline void pack_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t
       if (!there || side.norm[at + r] < infinite) continue;
       // NaN has no place on the grid, nor has infinity without a length to divide by
       for (int64_t c = 0; c < s.chunks; ++c)
-        for (int64_t k = 0; k < P; ++k) to.factor[at + r] += z_row(side, side.z, c, i0 + r)[k] * stretch[r] * 0;
+        for (int64_t k = 0; k < P; ++k) to.factor[at + r] += z_row(side, c, i0 + r)[k] * stretch[r] * 0;
     }
     float most = 0;
     for (int64_t c = 0; c < s.chunks; ++c) {
@@ -86,11 +97,11 @@ inline void pack_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t
         for (int v = 0; v < NV; ++v) {
           Vec<float> x[2];
           for (int k = 0; k < 2; ++k) {
-            x[k] = load<float>(z_row(side, side.z, c, i0 + r + k) + v * 16) * splat(stretch[r + k]);
+            x[k] = load<float>(z_row(side, c, i0 + r + k) + v * L) * splat(stretch[r + k]);
             columns[v] += x[k] * x[k];
-            store_pairs(rows[r + k] + v * 8, rounded(x[k]));
+            store_pairs(rows[r + k] + v * L / 2, rounded(x[k]));
           }
-          if (s.gradient) store<int32_t>(to.both(c, at + r) + v * 16, paired(rounded(x[0]), rounded(x[1])));
+          if (s.gradient) store<int32_t>(to.both(c, at + r) + v * L, paired(rounded(x[0]), rounded(x[1])));
         }
       for (int v = 0; v < NV; ++v) most = larger(most, largest_lane<float>(columns[v]));
       if (&side == s.x) memcpy(to.left(c, at), rows, sizeof rows);
@@ -124,17 +135,24 @@ SSL_INLINE float largest_beside(const Grid& z, int64_t i, int64_t count) {
 // The bits of |x|: they compare as the numbers do, and NaN is the largest.
 SSL_INLINE Vec<int32_t> magnitude(Vec<float> x) { return (Vec<int32_t>)x & 0x7fffffff; }
 
-// G_ij factor_j by rows and, if asked, factor_i G_ij by columns, for 16 N columns of G; `largest` and so on as above.
-template <int N, bool Columns>
-void put_on_grids(const float* G, int64_t stride, int64_t rows, const float* factor_i, const float* factor_j,
-                  float largest_in_row, float largest_in_column, PieceOfG& to) {
+// G_ij factor_j by rows and, if asked, factor_i G_ij by columns, for N vectors of columns of G or as many fewer as there
+// are; `largest` and so on as above.
+template <bool Columns, int N = PieceOfG::side / lanes<float>>
+void put_on_grids(int64_t columns, const float* G, int64_t stride, int64_t rows, const float* factor_i,
+                  const float* factor_j, float largest_in_row, float largest_in_column, PieceOfG& to) {
+  constexpr int L = lanes<float>;
+  if constexpr (N > NV) {
+    if (columns < N * L)
+      return put_on_grids<Columns, N - NV>(columns, G, stride, rows, factor_i, factor_j, largest_in_row,
+                                           largest_in_column, to);
+  }
   Vec<int32_t> tops[N] = {};
   for (int64_t r = 0; r < rows; ++r) {
     Vec<float> row[N];
     Vec<int32_t> top{};
     for (int v = 0; v < N; ++v) {
-      const Vec<float> g = load<float>(G + r * stride + v * 16);
-      row[v] = g * load<float>(factor_j + v * 16);
+      const Vec<float> g = load<float>(G + r * stride + v * L);
+      row[v] = g * load<float>(factor_j + v * L);
       top = larger(top, magnitude(row[v]));
       if constexpr (Columns) tops[v] = larger(tops[v], magnitude(g * splat(factor_i[r])));
     }
@@ -143,31 +161,32 @@ void put_on_grids(const float* G, int64_t stride, int64_t rows, const float* fac
     memcpy(&most, &bits, sizeof most);
     if (most < shortest) most = shortest;  // NaN stays
     to.row_unit[r] = most / largest_in_row;
-    for (int v = 0; v < N; ++v) store_pairs(to.by_rows[r] + v * 8, rounded(row[v] * splat(largest_in_row / most)));
+    for (int v = 0; v < N; ++v) store_pairs(to.by_rows[r] + v * L / 2, rounded(row[v] * splat(largest_in_row / most)));
   }
   for (int v = 0; v < N && Columns; ++v) {
     const Vec<float> found = (Vec<float>)tops[v], least = splat(shortest), most = found < least ? least : found;
     const Vec<float> stretch = largest_in_column / most;
-    store<float>(to.column_unit + v * 16, most / largest_in_column);
+    store<float>(to.column_unit + v * L, most / largest_in_column);
     for (int64_t r = 0; r < rows; r += 2) {
       Vec<int32_t> pair[2] = {};
       for (int64_t k = 0; k < 2 && r + k < rows; ++k)
-        pair[k] = rounded(load<float>(G + (r + k) * stride + v * 16) * splat(factor_i[r + k]) * stretch);
-      store<int32_t>(to.by_columns[r / 2] + v * 16, paired(pair[0], pair[1]));
+        pair[k] = rounded(load<float>(G + (r + k) * stride + v * L) * splat(factor_i[r + k]) * stretch);
+      store<int32_t>(to.by_columns[r / 2] + v * L, paired(pair[0], pair[1]));
     }
   }
 }
 
-// c[r][:] += unit[r] * sum_k a(r, k) . b[k][:] / grid, in pairs; rows and columns as add_product of tile.h has them.
+// c[r][:] += unit[r] * sum_k a(r, k) . b[k][:] / grid, in pairs; all else as add_product of tile.h has it.
 template <int V = NV>
-void add_pairs(int64_t columns, float* c, int64_t rows, const int32_t* a, int64_t a_row, int64_t a_step,
+void add_pairs(int64_t columns, float* c, int64_t rows, int64_t stride, const int32_t* a, int64_t a_row, int64_t a_step,
                const int32_t* b, int64_t pairs, const float* unit) {
-  constexpr int64_t P = panel<float>;
+  constexpr int64_t P = panel<float>, L = lanes<float>;
   if constexpr (V > 1) {
-    if (columns <= (V - 1) * 16) return add_pairs<V - 1>(columns, c, rows, a, a_row, a_step, b, pairs, unit);
+    if (columns <= (V - 1) * L) return add_pairs<V - 1>(columns, c, rows, stride, a, a_row, a_step, b, pairs, unit);
   }
   for_row_groups(rows, [&](auto count, int64_t first) __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
+    fetch_ahead<R, V>(c + first * stride, stride);
     Acc<int32_t, R, V> acc;
     clear<int32_t, R, V>(acc);
     multiply_add<int32_t, R, V>(acc, a + first * a_row, a_row, a_step, b, P, pairs);
@@ -175,7 +194,7 @@ void add_pairs(int64_t columns, float* c, int64_t rows, const int32_t* a, int64_
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        float* const to = c + (first + r) * P + v * 16;
+        float* const to = c + (first + r) * stride + v * L;
         store<float>(to, load<float>(to) + splat(unit[first + r]) * (as_numbers(acc[r][v]) * (1 / grid)));
       }
   });
@@ -207,7 +226,7 @@ struct OnGrid {
     for (int r = 0; r < R; ++r) {
       const Vec<float> factor = splat(x[r] * (1 / (grid * grid)));
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) out[r][v] = as_numbers(acc[r][v]) * (factor * load<float>(y + v * 16));
+      for (int v = 0; v < NV; ++v) out[r][v] = as_numbers(acc[r][v]) * (factor * load<float>(y + v * lanes<float>));
     }
     return out;
   }
@@ -220,17 +239,16 @@ struct OnGrid {
     const int64_t at = i - s.x->first;
     for (int64_t k = 0; k < columns; k += side) {
       const int64_t n = columns - k < side ? columns - k : side, beside = j + k - s.y->first;
-      auto* const put = y_too ? n < side ? put_on_grids<P / 16, true> : put_on_grids<side / 16, true>
-                        : n < side ? put_on_grids<P / 16, false> : put_on_grids<side / 16, false>;
-      put(G + k, columns, rows, x.factor + at, y.factor + beside, largest_beside(y, beside, n),
+      auto* const put = y_too ? put_on_grids<true> : put_on_grids<false>;
+      put(n, G + k, columns, rows, x.factor + at, y.factor + beside, largest_beside(y, beside, n),
           largest_beside(x, at, rows), piece);
       for (int64_t c = 0; c < s.chunks; ++c) {
         const int64_t width = s.width - c * P;
         if (s.x->g)
-          add_pairs(width, z_row(*s.x, s.x->g, c, i), rows, piece.by_rows[0], side / 2, 1, y.both(c, beside), n / 2,
+          add_pairs(width, g_row(*s.x, c, i), rows, s.x->g_row, piece.by_rows[0], side / 2, 1, y.both(c, beside), n / 2,
                     piece.row_unit);
         if (y_too)
-          add_pairs(width, z_row(*s.y, s.y->g, c, j + k), n, piece.by_columns[0], 1, side, x.both(c, at),
+          add_pairs(width, g_row(*s.y, c, j + k), n, s.y->g_row, piece.by_columns[0], 1, side, x.both(c, at),
                     (rows + 1) / 2, piece.column_unit);
       }
     }
@@ -239,12 +257,40 @@ struct OnGrid {
 };
 
 inline Memory memory_of_grid(const Sweep<float>& s, const Side<float>& side) {
-  return {Grid::floats(s, side), s.chunks * side.padded * panel<float>};
+  return {Grid::floats(s, side), 0};
 }
 
-constexpr Kernels<float> kernels_on_grid() {
-  return {panel<float>,      true,           layout<OnGrid>, memory_of_grid,   pack_on_grid,
-          forward<OnGrid>, backward<OnGrid>, attend<OnGrid>, softplus<OnGrid>, finish<float>};
+// A grid is finer than bfloat16 and not always than float16.
+inline bool may_round(const Sweep<float>& s) {
+  const bool coarse = s.dtype == DType::bf16 || (s.dtype == DType::f32 && s.precision != Precision::highest);
+  return coarse && many_rows(s);
+}
+
+// A function of the kernels: on the grid what may be rounded, and the rest exact.
+template <const Kernels<float>& (*Exact)(), auto Member> struct Either;
+template <const Kernels<float>& (*Exact)(), class R, class... More, R (*Kernels<float>::*Member)(const Sweep<float>&, More...)>
+struct Either<Exact, Member> {
+  static R run(const Sweep<float>& s, More... more) {
+    static constexpr Kernels<float> on_grid{
+        panel<float>,    true,             layout<OnGrid>, memory_of_grid,   pack_on_grid,
+        forward<OnGrid>, backward<OnGrid>, attend<OnGrid>, softplus<OnGrid>, finish<float>};
+    return ((may_round(s) ? on_grid : Exact()).*Member)(s, more...);
+  }
+};
+
+// The kernels of an instruction set with integers, beside exact ones whose panels are as wide.
+template <const Kernels<float>& (*Exact)()> Kernels<float> kernels_with_grid() {
+  using K = Kernels<float>;
+  return {panel<float>,
+          Exact().keeps_entries,
+          Either<Exact, &K::layout>::run,
+          Either<Exact, &K::memory>::run,
+          Either<Exact, &K::pack>::run,
+          Either<Exact, &K::forward>::run,
+          Either<Exact, &K::backward>::run,
+          Either<Exact, &K::attend>::run,
+          Either<Exact, &K::softplus>::run,
+          Either<Exact, &K::finish>::run};
 }
 
 }  // namespace ssl::SSL_ISA

@@ -25,7 +25,12 @@ std::vector<const Isa*> runnable() {
   }
 #endif
 #ifdef SSL_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&isa_avx2());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+#ifdef SSL_HAVE_AVX_VNNI
+    if (__builtin_cpu_supports("avxvnni")) found.push_back(&isa_avx_vnni());
+#endif
+    found.push_back(&isa_avx2());
+  }
 #endif
 #endif
   found.push_back(&isa_portable());

@@ -110,8 +110,11 @@ struct RowCursor {
   }
 };
 
-template <class T, class U> SSL_INLINE U* z_row(const Side<T>& side, U* z, int64_t chunk, int64_t i) {
-  return z + (chunk * side.padded + i - side.first) * panel<T>;
+template <class T> SSL_INLINE T* z_row(const Side<T>& side, int64_t chunk, int64_t i) {
+  return side.z + (chunk * side.padded + i - side.first) * panel<T>;
+}
+template <class T> SSL_INLINE T* g_row(const Side<T>& side, int64_t chunk, int64_t i) {
+  return side.g + (i - side.first) * side.g_row + chunk * side.g_chunk;
 }
 
 // Rows [i0, i1) of z and their norms; zeros where rows and columns are padded.
@@ -125,14 +128,14 @@ template <class T> void read_rows(const Sweep<T>& s, const Side<T>& side, int64_
     for (int64_t i = i0; i < last; ++i, at.next()) {
       const Element* x = static_cast<const Element*>(at.part->data) + at.row * at.part->stride;
       for (int64_t c = 0; c < s.chunks; ++c) {
-        T* z = z_row(side, side.z, c, i);
+        T* z = z_row(side, c, i);
         const int64_t k0 = c * P, n = s.width - k0 < P ? s.width - k0 : P;
         for (int64_t k = 0; k < n; ++k) z[k] = Format::template read<T>(x[k0 + k]);
         for (int64_t k = n; k < P; ++k) z[k] = 0;
       }
       Vec<T> squares{};
       for (int64_t c = 0; c < s.chunks; ++c) {
-        const T* z = z_row(side, side.z, c, i);
+        const T* z = z_row(side, c, i);
         for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
       }
       const T norm = std::sqrt(sum_lanes<T>(squares));
@@ -141,13 +144,13 @@ template <class T> void read_rows(const Sweep<T>& s, const Side<T>& side, int64_
       // A division, not a product with the reciprocal: one rounding fewer, in step with the eager definition
       const Vec<T> by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
       for (int64_t c = 0; c < s.chunks; ++c) {
-        T* z = z_row(side, side.z, c, i);
+        T* z = z_row(side, c, i);
         for (int v = 0; v < NV; ++v) store<T>(z + v * lanes<T>, load<T>(z + v * lanes<T>) / by);
       }
     }
   });
   for (int64_t i = i0 > side.rows ? i0 : side.rows; i < i1; ++i)
-    for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(side, side.z, c, i), 0, P * sizeof(T));
+    for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(side, c, i), 0, P * sizeof(T));
 }
 
 // to[k][r] = from[r][k] for a panel of rows and `columns` columns, a square of registers at a time. It reads on to the
@@ -170,7 +173,7 @@ template <class T> void pack(const Sweep<T>& s, const Side<T>& side, int64_t fir
     read_rows(s, side, i0, i0 + P);
     if (&side != s.y) continue;  // rows go in one by one
     for (int64_t k = 0; k < s.width; k += P)
-      transpose_panel<T>(z_row(side, side.z, k / P, i0), P, s.width - k < P ? s.width - k : P,
+      transpose_panel<T>(z_row(side, k / P, i0), P, s.width - k < P ? s.width - k : P,
                          side.zt + (p * s.width + k) * P);
   }
 }
@@ -189,17 +192,17 @@ template <class T> double finish(const Sweep<T>& s, const Side<T>& side, int64_t
   RowCursor at(side.parts, side.part_count, i0);
   for (int64_t i = i0; i < i1; ++i, at.next()) {
     const int64_t stride = side.padded * P;
-    T* const g = z_row(side, side.g, 0, i);
-    const T* const z = z_row(side, side.z, 0, i);
+    T* const g = g_row(side, 0, i);
+    const T* const z = z_row(side, 0, i);
     // z_i . g_i in two parts: positives that nearly cancel in g would leave few digits of their products
-    double along = dot(z, stride, g, stride);
+    double along = dot(z, stride, g, side.g_chunk);
     for_positives(s, side, i, [&](const Side<T>& other, int64_t row, T w) __attribute__((always_inline)) {
       const int64_t other_stride = other.padded * P;
-      const T* const p = z_row(other, other.z, 0, row);
+      const T* const p = z_row(other, 0, row);
       along += double(w) * dot(z, stride, p, other_stride);
       for (int64_t c = 0; c < s.chunks; ++c)
         for (int v = 0; v < NV; ++v) {
-          T* const to = g + c * stride + v * lanes<T>;
+          T* const to = g + c * side.g_chunk + v * lanes<T>;
           store<T>(to, load<T>(to) + splat<T>(w) * load<T>(p + c * other_stride + v * lanes<T>));
         }
     });
@@ -210,18 +213,21 @@ template <class T> double finish(const Sweep<T>& s, const Side<T>& side, int64_t
     const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? T(along) : T(0);
     auto put = [&](auto format) __attribute__((always_inline)) {
       using Format = decltype(format);
-      typename Format::Element* const out = static_cast<typename Format::Element*>(at.part->grad) + at.row * s.width;
-      for (int64_t c = 0; c < s.chunks; ++c) {
-        const int64_t k0 = c * P, m = s.width - k0 < P ? s.width - k0 : P;
-        for (int64_t k = 0; k < m; ++k) {
-          T d = factor * (g[c * stride + k] - back * z[c * stride + k]);
+      typename Format::Element* out = static_cast<typename Format::Element*>(at.part->grad) + at.row * s.width;
+      for (int64_t c = 0; c < s.chunks; ++c, out += P) {
+        T* const d = g + c * side.g_chunk;
+        for (int v = 0; v < NV; ++v) {
+          Vec<T> x = factor * (load<T>(d + v * lanes<T>) - back * load<T>(z + c * stride + v * lanes<T>));
           // A zero row's gradient is g / 1e-12: finite in float32, and kept so in what is narrower
           if (s.normalize && !through) {
-            const T top = T(Format::largest);
-            d = d > top ? top : d < -top ? -top : d;
+            const Vec<T> top = splat(T(Format::largest));
+            x = x > top ? top : x < -top ? -top : x;
           }
-          out[k0 + k] = Format::template write<T>(d);
+          store<T>(d + v * lanes<T>, x);
         }
+        if (static_cast<void*>(out) == d) continue;  // where it belongs
+        const int64_t n = s.width - c * P < P ? s.width - c * P : P;
+        for (int64_t k = 0; k < n; ++k) out[k] = Format::template write<T>(d[k]);
       }
     };
     with_dtype<T>(s.wide_gradients ? DType::f32 : s.dtype, put);

@@ -48,9 +48,17 @@ template <class V> SSL_INLINE V larger(V a, V b) { return a > b ? a : b; }
 
 // What a product adds to a sum; of 32-bit integers, what the products of their two halves do.
 template <class V> SSL_INLINE V plus_product(V sum, V a, V b) { return sum + a * b; }
-#if defined(__AVX512VNNI__)
+#if SSL_VECTOR_BYTES == 64 && defined(__AVX512VNNI__)
 SSL_INLINE Vec<int32_t> plus_product(Vec<int32_t> sum, Vec<int32_t> a, Vec<int32_t> b) {
   return (Vec<int32_t>)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#elif SSL_VECTOR_BYTES == 32 && defined(__AVXVNNI__)
+SSL_INLINE Vec<int32_t> plus_product(Vec<int32_t> sum, Vec<int32_t> a, Vec<int32_t> b) {
+  return (Vec<int32_t>)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+}
+#elif SSL_VECTOR_BYTES == 32 && defined(__AVX2__)
+SSL_INLINE Vec<int32_t> plus_product(Vec<int32_t> sum, Vec<int32_t> a, Vec<int32_t> b) {
+  return sum + (Vec<int32_t>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
 #endif
 

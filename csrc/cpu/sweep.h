@@ -33,7 +33,9 @@ template <class T> struct Side {
   // backward: G_ij = 2^(t_ij - shift) (weight_i + weight_j), or 2^(t_ij - neg2_i) weight_i + 2^(t_ij - neg2_j) weight_j
   const T* weight;  // [padded]
   const T* neg2;    // [padded]
-  T* g;             // sum_j G_ij z_j, as z; what the kernels' memory adds to it comes behind. Null: nobody asks
+  T* g;             // sum_j G_ij z_j, a panel of row i at g + (i - first) * g_row + chunk * g_chunk. Null: nobody asks
+  int64_t g_row, g_chunk;
+  T* gt;            // what else a sweep adds up for g, as the kernels lay it out
 };
 
 // One reduction of a matrix of logits, x its rows and y its columns: one and the same for a set against itself, where
@@ -68,7 +70,7 @@ struct Layout {
   int64_t scratch;           // elements of each thread's scratch memory
 };
 struct Memory {
-  int64_t zt, g;  // elements of these two of a side
+  int64_t zt, gt;  // elements of these two of a side
 };
 
 template <class T> struct Kernels {
@@ -101,6 +103,9 @@ struct Isa {
 const Isa& isa_portable();
 #ifdef SSL_HAVE_AVX2
 const Isa& isa_avx2();
+#endif
+#ifdef SSL_HAVE_AVX_VNNI
+const Isa& isa_avx_vnni();
 #endif
 #ifdef SSL_HAVE_AVX512
 const Isa& isa_avx512();

@@ -68,15 +68,25 @@ template <class F> SSL_INLINE void for_row_groups(int64_t rows, F&& f) {
   tail_group<MR - 1>(rows - row, row, f);
 }
 
-// C[rows][V vectors] += A B, in place; A as in multiply_add, C and B with rows `stride` apart.
+// Asks for a block of C: rows that are far apart no prefetcher of the machine foresees.
+template <int R, int V, class T> SSL_INLINE void fetch_ahead(const T* c, int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int64_t byte = 0; byte < V * SSL_VECTOR_BYTES; byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(c + r * stride) + byte, 1);
+}
+
+// C[rows][V vectors] += A B, in place; A and B as in multiply_add, the rows of C `stride` apart.
 template <class T, int V>
 void add_product_columns(T* c, int64_t rows, int64_t stride, const T* a, int64_t a_row, int64_t a_step, const T* b,
-                         int64_t depth) {
+                         int64_t b_stride, int64_t depth) {
   for_row_groups(rows, [&](auto count, int64_t r) __attribute__((always_inline)) {
     constexpr int R = decltype(count)::value;
     Acc<T, R, V> acc;
     read<T, R, V>(acc, c + r * stride, stride);
-    multiply_add<T, R, V>(acc, a + r * a_row, a_row, a_step, b, stride, depth);
+    fetch_ahead<R, V>(c + (r + R) * stride, stride);
+    multiply_add<T, R, V>(acc, a + r * a_row, a_row, a_step, b, b_stride, depth);
     write<T, R, V>(acc, c + r * stride, stride);
   });
 }
@@ -84,12 +94,12 @@ void add_product_columns(T* c, int64_t rows, int64_t stride, const T* a, int64_t
 // The same for the first `columns` of a panel, rounded up to whole vectors.
 template <class T, int V = NV>
 void add_product(int64_t columns, T* c, int64_t rows, int64_t stride, const T* a, int64_t a_row, int64_t a_step,
-                 const T* b, int64_t depth) {
+                 const T* b, int64_t b_stride, int64_t depth) {
   if constexpr (V > 1) {
     if (columns <= (V - 1) * lanes<T>)
-      return add_product<T, V - 1>(columns, c, rows, stride, a, a_row, a_step, b, depth);
+      return add_product<T, V - 1>(columns, c, rows, stride, a, a_row, a_step, b, b_stride, depth);
   }
-  add_product_columns<T, V>(c, rows, stride, a, a_row, a_step, b, depth);
+  add_product_columns<T, V>(c, rows, stride, a, a_row, a_step, b, b_stride, depth);
 }
 
 }  // namespace ssl::SSL_ISA

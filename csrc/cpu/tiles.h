@@ -24,7 +24,7 @@ template <class Number> struct Plain {
     const T* b = s.y->zt + (j - s.y->first) / P * s.width * P;
     for (int64_t k = k0; k < k1; k += P) {
       const int64_t n = k1 - k < P ? k1 - k : P;
-      multiply_add<T, R, NV>(acc, z_row(*s.x, s.x->z, k / P, i), P, 1, b + k * P, P, n);
+      multiply_add<T, R, NV>(acc, z_row(*s.x, k / P, i), P, 1, b + k * P, P, n);
     }
   }
   // The products that these sums are.
@@ -42,9 +42,9 @@ template <class Number> struct Plain {
       if (x.g)
         for (int64_t k = 0; k < columns; k += depth) {
           const int64_t n = columns - k < depth ? columns - k : depth;
-          add_product<T>(width, z_row(x, x.g, c, i), rows, P, G + k, columns, 1, z_row(y, y.z, c, j + k), n);
+          add_product<T>(width, g_row(x, c, i), rows, x.g_row, G + k, columns, 1, z_row(y, c, j + k), P, n);
         }
-      if (y_too) add_product<T>(width, z_row(y, y.g, c, j), columns, P, G, 1, columns, z_row(x, x.z, c, i), rows);
+      if (y_too) add_product<T>(width, g_row(y, c, j), columns, y.g_row, G, 1, columns, z_row(x, c, i), P, rows);
     }
   }
   static constexpr int64_t scratch = 0;  // what add_gradients wants
@@ -397,7 +397,7 @@ template <class M, class T = typename M::T> Layout layout(const Sweep<T>& s) {
 }
 
 template <class T> Memory memory(const Sweep<T>& s, const Side<T>& side) {
-  return {&side == s.y ? side.padded * s.width : 0, s.chunks * side.padded * panel<T>};
+  return {&side == s.y ? side.padded * s.width : 0, 0};
 }
 
 template <class T> constexpr Kernels<T> kernels() {

@@ -1,5 +1,6 @@
 // Memory of one call: aligned, given back at the end.
 #pragma once
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -63,22 +64,32 @@ struct GiveBack {
 };
 template <class T> using Buffer = std::unique_ptr<T[], GiveBack>;
 
+constexpr size_t huge_page = size_t(2) << 20;
+
+// Huge pages for memory that is about to be written for the first time. Whole ones only: what is left over would take
+// another one, of which it needs little.
+inline void prefer_huge_pages(void* p, size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t from = reinterpret_cast<uintptr_t>(p), first = (from + huge_page - 1) / huge_page * huge_page;
+  const uintptr_t last = (from + bytes) / huge_page * huge_page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)p, (void)bytes;
+#endif
+}
+
 template <class T> Buffer<T> allocate(size_t count) {
   const size_t bytes = count * sizeof(T);
-  constexpr size_t huge = size_t(2) << 20;
   void* p;
   size_t small = 0;
   if (bytes <= SmallBuffers::largest) {
     small = SmallBuffers::round_up(bytes);
     p = SmallBuffers::take(small);
   } else {
-    // Huge pages from 4 MiB on, for the same reason: a tenth of a whole call. Whole ones only: what is left over would
-    // take another one, of which it needs little
-    const size_t alignment = bytes >= 2 * huge ? huge : 64;
-    if (posix_memalign(&p, alignment, bytes)) p = nullptr;
-#if defined(__linux__)
-    if (p && alignment == huge) madvise(p, bytes / huge * huge, MADV_HUGEPAGE);
-#endif
+    // Huge pages from 4 MiB on, for the same reason: a tenth of a whole call
+    const bool large = bytes >= 2 * huge_page;
+    if (posix_memalign(&p, large ? huge_page : 64, bytes)) p = nullptr;
+    if (p && large) prefer_huge_pages(p, bytes);
   }
   if (!p) throw std::bad_alloc();
   return Buffer<T>(static_cast<T*>(p), GiveBack{small});
