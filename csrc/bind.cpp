@@ -1,10 +1,14 @@
-// The Python module.
-#include "bind.h"
+// The Python module: one translation unit, since pybind11's headers take a compiler ten seconds.
+#include "bind_across.h"
+#include "bind_aligned.h"
+#include "bind_averaging.h"
+#include "bind_distances.h"
+#include "bind_ring.h"
+#include "bind_views.h"
+#include "bind_within.h"
 #include "cpu/fresh_pages.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
-
-namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "ssl_kernels: compiled kernels, called through ssl_kernels.backends";

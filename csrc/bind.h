@@ -8,14 +8,17 @@
 #include <vector>
 #include "cpu/engine.h"
 
+namespace py = pybind11;
+
 namespace ssl {
 
 using Address = std::uintptr_t;
 using PartTuple = std::tuple<Address, Address, int64_t, int64_t>;  // data, gradient, rows, stride
+using Parts = std::vector<PartTuple>;
 
 template <class T> T* pointer(Address a) { return reinterpret_cast<T*>(a); }
 
-inline std::vector<Part> parts_of(const std::vector<PartTuple>& tuples) {
+inline std::vector<Part> parts_of(const Parts& tuples) {
   std::vector<Part> parts;
   for (const auto& [data, grad, rows, stride] : tuples)
     parts.push_back({pointer<void>(data), pointer<void>(grad), rows, stride});
@@ -29,13 +32,5 @@ inline Numbers numbers_of(const NumbersTuple& n) {
   const auto& [dtype, precision, width, normalize, scale, threads] = n;
   return {DType(dtype), Precision(precision), width, normalize, scale, threads};
 }
-
-void bind_across(pybind11::module_& m);
-void bind_aligned(pybind11::module_& m);
-void bind_averaging(pybind11::module_& m);
-void bind_distances(pybind11::module_& m);
-void bind_ring(pybind11::module_& m);
-void bind_views(pybind11::module_& m);
-void bind_within(pybind11::module_& m);
 
 }  // namespace ssl

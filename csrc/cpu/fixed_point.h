@@ -135,16 +135,16 @@ SSL_INLINE float largest_beside(const Grid& z, int64_t i, int64_t count) {
 // The bits of |x|: they compare as the numbers do, and NaN is the largest.
 SSL_INLINE Vec<int32_t> magnitude(Vec<float> x) { return (Vec<int32_t>)x & 0x7fffffff; }
 
-// G_ij factor_j by rows and, if asked, factor_i G_ij by columns, for N vectors of columns of G or as many fewer as there
-// are; `largest` and so on as above.
+// G_ij factor_j by rows and, if asked, factor_i G_ij by columns, for N vectors of columns of G, or half of them and so
+// on; `largest` and so on as above.
 template <bool Columns, int N = PieceOfG::side / lanes<float>>
 void put_on_grids(int64_t columns, const float* G, int64_t stride, int64_t rows, const float* factor_i,
                   const float* factor_j, float largest_in_row, float largest_in_column, PieceOfG& to) {
   constexpr int L = lanes<float>;
   if constexpr (N > NV) {
     if (columns < N * L)
-      return put_on_grids<Columns, N - NV>(columns, G, stride, rows, factor_i, factor_j, largest_in_row,
-                                           largest_in_column, to);
+      return put_on_grids<Columns, N / 2>(columns, G, stride, rows, factor_i, factor_j, largest_in_row,
+                                          largest_in_column, to);
   }
   Vec<int32_t> tops[N] = {};
   for (int64_t r = 0; r < rows; ++r) {
@@ -237,8 +237,9 @@ struct OnGrid {
     const Grid x(s, *s.x), y(s, *s.y);
     PieceOfG& piece = *reinterpret_cast<PieceOfG*>(memory);
     const int64_t at = i - s.x->first;
-    for (int64_t k = 0; k < columns; k += side) {
-      const int64_t n = columns - k < side ? columns - k : side, beside = j + k - s.y->first;
+    for (int64_t k = 0, n = side; k < columns; k += n) {
+      while (n > columns - k) n /= 2;  // as many as a panel at last
+      const int64_t beside = j + k - s.y->first;
       auto* const put = y_too ? put_on_grids<true> : put_on_grids<false>;
       put(n, G + k, columns, rows, x.factor + at, y.factor + beside, largest_beside(y, beside, n),
           largest_beside(x, at, rows), piece);

@@ -1,14 +1,11 @@
 // A set of embeddings against itself.
+#pragma once
 #include "bind.h"
 #include "cpu/within.h"
 
-namespace py = pybind11;
-
 namespace ssl {
 
-using Parts = std::vector<PartTuple>;
-
-void bind_within(py::module_& m) {
+inline void bind_within(py::module_& m) {
   m.def(
       "self_lse",
       [](const NumbersTuple& numbers, const Parts& parts, int64_t period, Address neg, Address pos, Address top) {

@@ -1,26 +1,22 @@
 // Points: their distances, and their nearest neighbours.
+#pragma once
 #include "bind.h"
 #include "cpu/distances.h"
 #include "cpu/log_distance.h"
 #include "cpu/neighbours.h"
 
-namespace py = pybind11;
-
 namespace ssl {
-namespace {
 
-using Rows = std::tuple<Address, int64_t, int64_t, int64_t>;  // data, rows, width, stride
+using DistanceRows = std::tuple<Address, int64_t, int64_t, int64_t>;  // data, rows, width, stride
 
-LogDistanceCall call(Rows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value,
-                     Address norm, Address distance, int threads) {
+inline LogDistanceCall log_distance_call(DistanceRows x, int dtype, Address index, int64_t first, int64_t count,
+                                         double eps, Address value, Address norm, Address distance, int threads) {
   const auto [data, rows, width, stride] = x;
   return {pointer<void>(data), rows, width, stride, DType(dtype), pointer<int64_t>(index), first, count, eps,
           pointer<float>(value), pointer<double>(norm), pointer<double>(distance), threads};
 }
 
-}  // namespace
-
-void bind_distances(py::module_& m) {
+inline void bind_distances(py::module_& m) {
   m.def(
       "student_lse",
       [](const NumbersTuple& numbers, const std::vector<PartTuple>& parts, int64_t period, double freedom, Address neg,
@@ -54,9 +50,9 @@ void bind_distances(py::module_& m) {
 
   m.def(
       "log_distance",
-      [](Rows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value, Address norm,
-         Address distance, int threads) {
-        const auto c = call(x, dtype, index, first, count, eps, value, norm, distance, threads);
+      [](DistanceRows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value,
+         Address norm, Address distance, int threads) {
+        const auto c = log_distance_call(x, dtype, index, first, count, eps, value, norm, distance, threads);
         py::gil_scoped_release release;
         log_distance(c);
       },
@@ -64,9 +60,9 @@ void bind_distances(py::module_& m) {
 
   m.def(
       "log_distance_backward",
-      [](Rows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value, Address norm,
-         Address distance, int threads, Address dvalue, Address dx) {
-        const auto c = call(x, dtype, index, first, count, eps, value, norm, distance, threads);
+      [](DistanceRows x, int dtype, Address index, int64_t first, int64_t count, double eps, Address value,
+         Address norm, Address distance, int threads, Address dvalue, Address dx) {
+        const auto c = log_distance_call(x, dtype, index, first, count, eps, value, norm, distance, threads);
         py::gil_scoped_release release;
         log_distance_backward({c, pointer<float>(dvalue), pointer<void>(dx), nullptr, nullptr});
       },

@@ -1,13 +1,12 @@
 // Exponential moving averages.
+#pragma once
 #include "bind.h"
 #include "cpu/averaging.h"
 #include "random_bits.h"
 
-namespace py = pybind11;
-
 namespace ssl {
 
-void bind_averaging(py::module_& m) {
+inline void bind_averaging(py::module_& m) {
   using Pair = std::tuple<Address, Address, int64_t, int, int, bool, int64_t>;
   using Copy = std::tuple<Address, Address, int64_t>;
   m.def(

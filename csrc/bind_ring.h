@@ -1,12 +1,11 @@
 // Queues of rows.
+#pragma once
 #include "bind.h"
 #include "cpu/ring.h"
 
-namespace py = pybind11;
-
 namespace ssl {
 
-void bind_ring(py::module_& m) {
+inline void bind_ring(py::module_& m) {
   m.def(
       "enqueue",
       [](Address queue, int64_t size, int64_t queue_stride, int queue_dtype, Address rows, int64_t count,

@@ -1,44 +1,40 @@
 // One set of embeddings against another.
+#pragma once
 #include "bind.h"
 #include "cpu/across.h"
 
-namespace py = pybind11;
-
 namespace ssl {
-namespace {
 
-using Parts = std::vector<PartTuple>;
-using Results = std::tuple<Address, Address, Address>;  // neg, pos, top
+using ReducedTuple = std::tuple<Address, Address, Address>;  // neg, pos, top
 
-AcrossCall call(const NumbersTuple& numbers, const PartTuple& x, const Parts& y, std::optional<int64_t> offset) {
+inline AcrossCall across_call(const NumbersTuple& numbers, const PartTuple& x, const Parts& y,
+                              std::optional<int64_t> offset) {
   return {numbers_of(numbers), parts_of({x}), parts_of(y), offset};
 }
 
-Reduced results(const Results& r) {
+inline Reduced reduced(const ReducedTuple& r) {
   const auto& [neg, pos, top] = r;
   return {pointer<void>(neg), pointer<void>(pos), pointer<void>(top)};
 }
 
-}  // namespace
-
-void bind_across(py::module_& m) {
+inline void bind_across(py::module_& m) {
   m.def(
       "cross_lse",
       [](const NumbersTuple& numbers, const PartTuple& x, const Parts& y, std::optional<int64_t> offset,
-         const Results& rows, const Results& columns) {
-        const AcrossCall c = call(numbers, x, y, offset);
+         const ReducedTuple& rows, const ReducedTuple& columns) {
+        const AcrossCall c = across_call(numbers, x, y, offset);
         py::gil_scoped_release release;
-        cross_lse_forward(c, results(rows), results(columns));
+        cross_lse_forward(c, reduced(rows), reduced(columns));
       },
       "neg, pos and top of the rows, and of the columns where their addresses are not 0");
 
   m.def(
       "cross_lse_backward",
       [](const NumbersTuple& numbers, const PartTuple& x, const Parts& y, std::optional<int64_t> offset,
-         const Results& rows, const Results& columns, Address dneg, Address dneg_y, Address dpos) {
-        const AcrossCall c = call(numbers, x, y, offset);
+         const ReducedTuple& rows, const ReducedTuple& columns, Address dneg, Address dneg_y, Address dpos) {
+        const AcrossCall c = across_call(numbers, x, y, offset);
         py::gil_scoped_release release;
-        return cross_lse_backward(c, results(rows), results(columns), pointer<void>(dneg), pointer<void>(dneg_y),
+        return cross_lse_backward(c, reduced(rows), reduced(columns), pointer<void>(dneg), pointer<void>(dneg_y),
                                   pointer<void>(dpos));
       },
       "writes the gradient of every part that has an address for it, returns that of the scale");
@@ -46,17 +42,17 @@ void bind_across(py::module_& m) {
   m.def(
       "attend_lse",
       [](const NumbersTuple& numbers, const PartTuple& x, const Parts& y, std::optional<int64_t> offset,
-         const Results& rows, Address mean) {
-        const AcrossCall c = call(numbers, x, y, offset);
+         const ReducedTuple& rows, Address mean) {
+        const AcrossCall c = across_call(numbers, x, y, offset);
         py::gil_scoped_release release;
-        attend_lse(c, results(rows), pointer<void>(mean));
+        attend_lse(c, reduced(rows), pointer<void>(mean));
       },
       "neg, pos and top of the rows, and the columns' mean under their softmax");
 
   m.def(
       "cross_softplus_mean",
       [](const NumbersTuple& numbers, const PartTuple& x, const Parts& y, int64_t offset) {
-        const AcrossCall c = call(numbers, x, y, offset);
+        const AcrossCall c = across_call(numbers, x, y, offset);
         py::gil_scoped_release release;
         const auto [loss, dscale] = cross_softplus_mean(c);
         return std::pair(loss, dscale);
@@ -66,7 +62,7 @@ void bind_across(py::module_& m) {
   m.def(
       "pair_softplus",
       [](const NumbersTuple& numbers, const PartTuple& x, const Parts& y, std::optional<int64_t> offset, double bias) {
-        const AcrossCall c = call(numbers, x, y, offset);
+        const AcrossCall c = across_call(numbers, x, y, offset);
         py::gil_scoped_release release;
         const auto [total, dscale, dbias] = pair_softplus(c, bias);
         return std::tuple(total, dscale, dbias);

@@ -1,24 +1,20 @@
 // Cross-entropies between views, logits given.
+#pragma once
 #include <algorithm>
 #include "bind.h"
 #include "cpu/views.h"
 
-namespace py = pybind11;
-
 namespace ssl {
-namespace {
 
 // The address of every row of several tensors, one below the other.
-std::vector<void*> rows_of(const std::vector<std::tuple<Address, int64_t, int64_t>>& tensors, int64_t bytes) {
+inline std::vector<void*> rows_of(const std::vector<std::tuple<Address, int64_t, int64_t>>& tensors, int64_t bytes) {
   std::vector<void*> rows;
   for (const auto& [data, count, stride] : tensors)
     for (int64_t i = 0; i < count; ++i) rows.push_back(pointer<char>(data) + i * stride * bytes);
   return rows;
 }
 
-}  // namespace
-
-void bind_views(py::module_& m) {
+inline void bind_views(py::module_& m) {
   using Tensors = std::vector<std::tuple<Address, int64_t, int64_t>>;  // data, rows, stride
   using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t, int>;   // batch, students, teachers, width, dtype
   using Rule = std::tuple<double, double, bool>;                       // scales of student and teacher, same
