@@ -87,7 +87,7 @@ def test_gradients(place, sizes, period, normalize, factor):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("d", [64, 192])
 def test_a_gradient_is_the_same_wherever_its_sums_are_gathered(isa, dtype, d):
-    """In its own memory, where whole panels of rows and columns lie in one tensor, or elsewhere."""
+    """In its own memory, where whole blocks of rows and panels of columns lie in every tensor, or elsewhere."""
     x, y = draw((192, d), (128, d), dtype=dtype)
     dneg = torch.randn(192, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
@@ -103,8 +103,9 @@ def test_a_gradient_is_the_same_wherever_its_sums_are_gathered(isa, dtype, d):
     before = native.C.isa()
     try:
         native.C.use_isa(isa)
-        for at_once, in_pieces in zip(gradients(1), gradients(2), strict=True):
-            assert torch.equal(at_once, in_pieces)
+        at_once = gradients(1)
+        for pieces in (2, 3):  # of 64 rows: of the second set, of the first
+            assert all(map(torch.equal, gradients(pieces), at_once))
     finally:
         native.C.use_isa(before)
 

@@ -52,8 +52,8 @@ template <class T> class Across : Engine<T> {
     s_.pos = nullptr;  // the tiles of this sweep keep no positives
     s_.dpos = dpos;
     const bool want_y = y_.side.parts[0].grad, want_x = x_.side.parts[0].grad || !want_y;
-    if (want_x) this->want_gradient_in_place(x_);
-    if (want_y) this->want_gradient_in_place(y_);
+    if (want_x) this->want_gradient_in_parts(x_);
+    if (want_y) this->want_gradient_in_parts(y_);
     this->sweep(kernels_.backward);
     return gradients();
   }
@@ -101,7 +101,7 @@ template <class T> class Across : Engine<T> {
     s_.slope = slope.get();
     s_.wide_gradients = true;
     this->want_sums(x_);
-    if (x_.side.parts[0].grad) this->want_gradient_in_place(x_), this->want_gradient_in_place(y_);
+    if (x_.side.parts[0].grad) this->want_gradient_in_parts(x_), this->want_gradient_in_parts(y_);
     this->sweep(kernels_.softplus);
     PairSoftplus result{};
     for (int64_t i = 0; i < rows; ++i) {

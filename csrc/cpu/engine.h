@@ -158,18 +158,26 @@ template <class T> class Engine {
   void want_gradient(Embeddings& e) {
     e.g = allocate_zero<T>(cells(e.side));
     gather(e, e.g.get(), kernels_.panel, e.side.padded * kernels_.panel);
+    e.side.g_in_parts = false;
   }
   // The same where finish() leaves the gradient, in the caller's memory, if the sums fit into it as they are: a quarter
-  // of what a large call takes otherwise.
-  void want_gradient_in_place(Embeddings& e) {
-    const Side<T>& side = e.side;
-    const bool wide = sizeof(T) == 8 || s_.wide_gradients || s_.dtype == DType::f32;
-    T* const grad = static_cast<T*>(side.parts[0].grad);
-    if (!wide || !grad || side.part_count > 1 || side.rows < side.padded || s_.width % kernels_.panel)
-      return want_gradient(e);
-    prefer_huge_pages(grad, sizeof(T) * side.rows * s_.width);
-    for_ranges(side.rows, [&](int64_t a, int64_t b) { std::fill(grad + a * s_.width, grad + b * s_.width, T(0)); });
-    gather(e, grad, s_.width, kernels_.panel);
+  // to a half of what a large call takes otherwise. Blocks of the walk must not straddle parts.
+  void want_gradient_in_parts(Embeddings& e) {
+    Side<T>& side = e.side;
+    const int64_t block = &side == s_.x ? layout_.block_x : layout_.block_y;
+    bool fits = sizeof(T) == 8 || s_.wide_gradients || s_.dtype == DType::f32;
+    fits = fits && s_.width % kernels_.panel == 0 && side.rows == side.padded;
+    for (int64_t k = 0; k < side.part_count; ++k)
+      fits = fits && side.parts[k].grad && (side.part_count == 1 || side.parts[k].rows % block == 0);
+    if (!fits) return want_gradient(e);
+    for (int64_t k = 0; k < side.part_count; ++k) {
+      T* const grad = static_cast<T*>(side.parts[k].grad);
+      const int64_t count = side.parts[k].rows * s_.width;
+      prefer_huge_pages(grad, sizeof(T) * count);
+      for_ranges(count, [&](int64_t a, int64_t b) { std::fill(grad + a, grad + b, T(0)); });
+    }
+    gather(e, static_cast<T*>(side.parts[0].grad), s_.width, kernels_.panel);
+    side.g_in_parts = true;
   }
 
   // For both sweeps of one call, where the matrix is small: the second needs neither products nor exponentials.

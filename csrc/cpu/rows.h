@@ -114,7 +114,14 @@ template <class T> SSL_INLINE T* z_row(const Side<T>& side, int64_t chunk, int64
   return side.z + (chunk * side.padded + i - side.first) * panel<T>;
 }
 template <class T> SSL_INLINE T* g_row(const Side<T>& side, int64_t chunk, int64_t i) {
-  return side.g + (i - side.first) * side.g_row + chunk * side.g_chunk;
+  T* g = side.g;
+  int64_t row = i - side.first;
+  if (side.g_in_parts) {
+    const RowCursor at(side.parts, side.part_count, i);
+    g = static_cast<T*>(at.part->grad);
+    row = at.row;
+  }
+  return g + row * side.g_row + chunk * side.g_chunk;
 }
 
 // Rows [i0, i1) of z and their norms; zeros where rows and columns are padded.

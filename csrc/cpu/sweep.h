@@ -33,8 +33,11 @@ template <class T> struct Side {
   // backward: G_ij = 2^(t_ij - shift) (weight_i + weight_j), or 2^(t_ij - neg2_i) weight_i + 2^(t_ij - neg2_j) weight_j
   const T* weight;  // [padded]
   const T* neg2;    // [padded]
-  T* g;             // sum_j G_ij z_j, a panel of row i at g + (i - first) * g_row + chunk * g_chunk. Null: nobody asks
+  // sum_j G_ij z_j, a panel of row i at g + (i - first) * g_row + chunk * g_chunk, or in the gradient of its part, where
+  // it begins with the part's first row. Null: nobody asks
+  T* g;
   int64_t g_row, g_chunk;
+  bool g_in_parts;
   T* gt;            // what else a sweep adds up for g, as the kernels lay it out
 };
 

@@ -45,7 +45,7 @@ template <class T> class Within : Engine<T> {
   double backward(const T* neg, const T* top, const T* dneg, const T* dpos) {
     if (!s_.running && !sure_ && !this->within_reach(e_.side.rows, neg, top)) this->run_on();
     this->want_weights(e_, neg, top, dneg);
-    this->want_gradient_in_place(e_);
+    this->want_gradient_in_parts(e_);
     s_.pos = nullptr;  // the tiles of this sweep keep no positives
     s_.dpos = dpos;
     this->sweep(kernels_.backward);
