@@ -46,11 +46,7 @@ AMX = [*AVX512, *"-mavx512bf16 -mamx-tile -mamx-bf16".split()]
 # baseline code that may run anywhere; SSL_HAVE_<NAME> tells them which of these to expect.
 ISAS = {
     "avx2": (AVX2, "__m256 f(__m256 a) { return _mm256_fmadd_ps(a, a, a); }"),
-    "avx_vnni": (
-        AVX_VNNI,
-        'int g() { return __builtin_cpu_supports("avxvnni"); }\n'
-        "__m256i f(__m256i a) { return _mm256_dpwssd_avx_epi32(a, a, a); }",
-    ),
+    "avx_vnni": (AVX_VNNI, "__m256i f(__m256i a) { return _mm256_dpwssd_avx_epi32(a, a, a); }"),
     "avx512": (AVX512, "__m512 f(__m512 a) { return _mm512_fmadd_ps(a, a, a); }"),
     "vnni": (VNNI, "__m512i f(__m512i a) { return _mm512_dpwssd_epi32(a, a, a); }"),
     "amx": (AMX, "void f() { _tile_dpbf16ps(0, 1, 2); }"),

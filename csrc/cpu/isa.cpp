@@ -4,9 +4,20 @@
 #include <stdexcept>
 #include <string>
 #include "isa.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace ssl {
 namespace {
+
+#ifdef SSL_HAVE_AVX_VNNI
+// By its bit: __builtin_cpu_supports of clang 16 does not know the name.
+bool avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
 
 std::vector<const Isa*> runnable() {
   std::vector<const Isa*> found;
@@ -27,7 +38,7 @@ std::vector<const Isa*> runnable() {
 #ifdef SSL_HAVE_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
 #ifdef SSL_HAVE_AVX_VNNI
-    if (__builtin_cpu_supports("avxvnni")) found.push_back(&isa_avx_vnni());
+    if (avx_vnni()) found.push_back(&isa_avx_vnni());
 #endif
     found.push_back(&isa_avx2());
   }
