@@ -19,8 +19,7 @@ inline LogDistanceCall log_distance_call(DistanceRows x, int dtype, Address inde
 inline void bind_distances(py::module_& m) {
   m.def(
       "student_lse",
-      [](const NumbersTuple& numbers, const std::vector<PartTuple>& parts, int64_t period, double freedom, Address neg,
-         Address low) {
+      [](const NumbersTuple& numbers, const Parts& parts, int64_t period, double freedom, Address neg, Address low) {
         const StudentLseCall call{numbers_of(numbers), parts_of(parts), period, freedom};
         py::gil_scoped_release release;
         student_lse_forward(call, pointer<void>(neg), pointer<void>(low));
@@ -29,8 +28,8 @@ inline void bind_distances(py::module_& m) {
 
   m.def(
       "student_lse_backward",
-      [](const NumbersTuple& numbers, const std::vector<PartTuple>& parts, int64_t period, double freedom, Address neg,
-         Address low, Address dneg) {
+      [](const NumbersTuple& numbers, const Parts& parts, int64_t period, double freedom, Address neg, Address low,
+         Address dneg) {
         const StudentLseCall call{numbers_of(numbers), parts_of(parts), period, freedom};
         py::gil_scoped_release release;
         return student_lse_backward(call, pointer<void>(neg), pointer<void>(low), pointer<void>(dneg));

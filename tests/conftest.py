@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from ssl_kernels import backends, testing
+from ssl_kernels.backends.cpu import native
 
 settings.register_profile("gate", deadline=None, derandomize=True, max_examples=60, print_blob=True)
 settings.load_profile("gate")
@@ -72,6 +74,15 @@ def _param(entry: testing.Case | Place, *marks: pytest.MarkDecorator):
 @pytest.fixture(scope="session")
 def chunk_size() -> int:
     return CHUNK
+
+
+@pytest.fixture(params=native.C.isas() if native.C is not None else [])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernels run on each instruction set that this machine has, for the length of a test."""
+    before = native.C.isa()
+    native.C.use_isa(request.param)
+    yield request.param
+    native.C.use_isa(before)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_kernels.backends.cpu import native
 from ssl_kernels.ops import FLOATS, student_lse
 from ssl_kernels.testing import relative_error
 
@@ -110,18 +109,6 @@ def test_value_and_gradients(place, dtype, dof, n, d):
             if name == "neg":  # the logarithm of a sum of many may be nearly 0, what it is made of is not
                 error *= min(1.0, truth[name].abs().mean().item())
             assert error < 20 * own
-
-
-@pytest.fixture(params=["default", *(native.C.isas()[1:] if native.C is not None else ())])
-def isa(request):
-    """Every instruction set that this machine can run."""
-    if native.C is None:
-        pytest.skip("no compiled kernels")
-    before = native.C.isa()
-    if request.param != "default":
-        native.C.use_isa(request.param)
-    yield request.param
-    native.C.use_isa(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

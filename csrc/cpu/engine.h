@@ -157,11 +157,10 @@ template <class T> class Engine {
   // Zeros for a side's sum_j G_ij z_j.
   void want_gradient(Embeddings& e) {
     e.g = allocate_zero<T>(cells(e.side));
-    gather(e, e.g.get(), kernels_.panel, e.side.padded * kernels_.panel);
-    e.side.g_in_parts = false;
+    gather(e, e.g.get(), kernels_.panel, e.side.padded * kernels_.panel, false);
   }
   // The same where finish() leaves the gradient, in the caller's memory, if the sums fit into it as they are: a quarter
-  // to a half of what a large call takes otherwise. Blocks of the walk must not straddle parts.
+  // of what a large call takes otherwise. Blocks of the walk must not straddle parts.
   void want_gradient_in_parts(Embeddings& e) {
     Side<T>& side = e.side;
     const int64_t block = &side == s_.x ? layout_.block_x : layout_.block_y;
@@ -176,8 +175,15 @@ template <class T> class Engine {
       prefer_huge_pages(grad, sizeof(T) * count);
       for_ranges(count, [&](int64_t a, int64_t b) { std::fill(grad + a, grad + b, T(0)); });
     }
-    gather(e, static_cast<T*>(side.parts[0].grad), s_.width, kernels_.panel);
-    side.g_in_parts = true;
+    gather(e, static_cast<T*>(side.parts[0].grad), s_.width, kernels_.panel, true);
+  }
+  void gather(Embeddings& e, T* g, int64_t row, int64_t chunk, bool in_parts) {
+    e.gt = allocate_zero<T>(kernels_.memory(s_, e.side).gt);
+    e.side.gt = e.gt.get();
+    e.side.g = g;
+    e.side.g_row = row;
+    e.side.g_chunk = chunk;
+    e.side.g_in_parts = in_parts;
   }
 
   // For both sweeps of one call, where the matrix is small: the second needs neither products nor exponentials.
@@ -211,14 +217,6 @@ template <class T> class Engine {
       dpos[i] -= share;
     }
     return sum;
-  }
-
-  void gather(Embeddings& e, T* g, int64_t row, int64_t chunk) {
-    e.gt = allocate_zero<T>(kernels_.memory(s_, e.side).gt);
-    e.side.gt = e.gt.get();
-    e.side.g = g;
-    e.side.g_row = row;
-    e.side.g_chunk = chunk;
   }
 
   template <class F> void for_ranges(int64_t count, F&& f) { ssl::for_ranges(threads_, count, f); }
