@@ -40,7 +40,7 @@ template <class T> class Across : Engine<T> {
   }
 
   double backward(const Reduced& rows, const Reduced& columns, const T* dneg, const T* dneg_y, const T* dpos) {
-    if (!y_.z) this->pack(y_);
+    if (!y_.norm) this->pack(y_);
     const bool sure = this->choose_shift(this->longest(x_.side) * this->longest(y_.side));
     const T *neg = as(rows.neg), *top = as(rows.top), *neg_y = as(columns.neg), *top_y = as(columns.top);
     const bool reach = this->within_reach(x_.side.rows, neg, top) &&
@@ -237,8 +237,9 @@ template <class T> class Across : Engine<T> {
       side.padded = std::min(rows, all);
       Sweep<T> s = a.s_;
       s.y = &side;
-      z = allocate<T>(a.cells(side));
-      zt = allocate<T>(kernels.memory(s, side).zt);
+      const Memory memory = kernels.memory(s, side);
+      z = allocate<T>(memory.z);
+      zt = allocate<T>(memory.zt);
       norm = allocate<T>(side.padded);
       side.z = z.get();
       side.zt = zt.get();

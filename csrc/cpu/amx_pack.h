@@ -33,12 +33,13 @@ template <> struct Split<6> {  // 24 bits, all that a float has; what is dropped
 
 // How a call's numbers are split. Scaled: the operands are the rows as they came, times a power of two, which 16-bit
 // formats hold exactly in one or two parts; what is left of the normalisation multiplies the products.
-template <int LogitTerms, int GradientTerms, bool Scaled> struct Mode {
+template <class Format_, int LogitTerms, int GradientTerms> struct Mode {
+  using Format = Format_;
   using Logits = Split<LogitTerms>;
   using Gradient = Split<GradientTerms>;
   static_assert(Gradient::parts <= Logits::parts, "the gradient's operands are laid out from those of the logits");
   static constexpr int logit_products = LogitTerms;
-  static constexpr bool scaled = Scaled;
+  static constexpr bool scaled = sizeof(typename Format::Element) == 2;
 };
 
 // An entry of G in one part is off by 2^-9, in two by 2^-17. A sum over many rows keeps little of that; few rows get one
@@ -51,25 +52,27 @@ inline bool flat_softmax(const Sweep<float>& s) {
 
 // float16 keeps 11 bits, so all four products of its two parts are exact, and its gradient wants more than one's 8.
 template <class F> SSL_INLINE void with_mode(const Sweep<float>& s, F&& f) {
-  if (s.dtype == DType::bf16) return many_rows(s) ? f(Mode<1, 1, true>{}) : f(Mode<3, 3, true>{});
-  if (s.dtype == DType::f16) return f(Mode<4, 3, true>{});
-  if (s.precision == Precision::medium) return f(Mode<1, 1, false>{});
-  if (s.precision == Precision::high) return f(Mode<3, 3, false>{});
-  return flat_softmax(s) ? f(Mode<6, 3, false>{}) : f(Mode<6, 6, false>{});
+  if (s.dtype == DType::bf16) return many_rows(s) ? f(Mode<BF16, 1, 1>{}) : f(Mode<BF16, 3, 3>{});
+  if (s.dtype == DType::f16) return f(Mode<F16, 4, 3>{});
+  if (s.precision == Precision::medium) return f(Mode<F32, 1, 1>{});
+  if (s.precision == Precision::high) return f(Mode<F32, 3, 3>{});
+  return flat_softmax(s) ? f(Mode<F32, 6, 3>{}) : f(Mode<F32, 6, 6>{});
 }
 
+SSL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t steps_of(const Sweep<float>& s) { return (s.width + 31) / 32; }
 
-// Where the operands of the logits of a side are, in its zt. A group is 16 rows, a step 32 columns. Rows are counted
-// from the first packed one.
+// Where the operands of the logits of a side are, in its zt: left ones of rows, right ones of columns. A group is 16 rows,
+// a step 32 columns. Rows are counted from the first packed one.
 template <class M> class Operands {
  public:
   Operands(const Sweep<float>& s, const Side<float>& side)
-      : steps(steps_of(s)), first(side.first), factor(side.zt), size_(side.padded * steps * 32),
-        left_(reinterpret_cast<bf16*>(factor + factors(side))), right_(left_ + M::Logits::parts * size_) {}
+      : steps(steps_of(s)), first(side.first), factor(side.zt), has_left(&side == s.x), has_right(&side == s.y),
+        size_(side.padded * steps * 32), left_(reinterpret_cast<bf16*>(factor + factors(side))),
+        right_(left_ + (has_left ? M::Logits::parts * size_ : 0)) {}
 
   static int64_t floats(const Sweep<float>& s, const Side<float>& side) {
-    return factors(side) + M::Logits::parts * side.padded * steps_of(s) * 32;  // each part twice, at half a float
+    return factors(side) + (s.self() ? 2 : 1) * M::Logits::parts * side.padded * steps_of(s) * 16;  // half a float each
   }
 
   // 16 rows by 32 columns; and transposed, 32 columns in pairs by 16 rows.
@@ -78,6 +81,7 @@ template <class M> class Operands {
 
   const int64_t steps, first;
   float* const factor;  // [padded]: x_i . y_j = factor_i factor_j (product of the operands); where M::scaled
+  const bool has_left, has_right;
 
  private:
   static int64_t factors(const Side<float>& side) { return M::scaled ? side.padded : 0; }
@@ -89,9 +93,7 @@ template <class M> class Operands {
 };
 
 // ------------------------------------------------------------------------------------------------------- numbers
-SSL_INLINE __m512i to_bf16(Vec<float> low, Vec<float> high) {
-  return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-}
+SSL_INLINE __m512i to_bf16(Vec<float> low, Vec<float> high) { return tiles::to_bf16((__m512)low, (__m512)high); }
 SSL_INLINE Vec<float> widened(__m256i x) {
   return (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
 }
@@ -111,64 +113,48 @@ SSL_INLINE void store_transposed(bf16* tile, const __m512i (&rows)[16]) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- pack
-// Row i's operand before it is split: 32 columns from k on.
-template <class Format> struct OperandRow {
-  const float* z;                          // chunks of the normalised row, `chunk_stride` apart
-  const typename Format::Element* x;       // or, not null, the row as it came,
-  float power;                             // times this
-  SSL_INLINE void read(int64_t k, int64_t width, int64_t chunk_stride, Vec<float> (&out)[2]) const {
-    if (!x) {
-      const float* from = z + k / panel<float> * chunk_stride + k % panel<float>;
-      out[0] = load<float>(from);
-      out[1] = load<float>(from + 16);
-      return;
-    }
-    alignas(64) float values[32] = {};
-    const int64_t n = width - k < 32 ? width - k : 32;
-    for (int64_t c = 0; c < n; ++c) values[c] = power * Format::template read<float>(x[k + c]);
-    out[0] = load<float>(values);
-    out[1] = load<float>(values + 16);
-  }
+// What a row is divided by before it is split, and what then is left to multiply the products with: the power of two that
+// brings its norm into [1, 2), which loses no bit, or, for rows too long for that, all of the norm.
+struct Divisor {
+  float by, factor;
 };
-
-// The power of two that brings a row's norm into [1, 2), which loses no bit, and what is then left to divide by. Rows
-// too long for that go by their normalised values.
-SSL_INLINE bool scale_exactly(bool normalize, float norm, float& power, float& factor) {
-  power = factor = 1;
-  if (!normalize) return true;
-  if (!(norm < 1e30f)) return false;
-  const float by = norm < float(smallest_norm) ? float(smallest_norm) : norm;
+template <bool Scaled> SSL_INLINE Divisor divisor_of(bool normalize, float norm) {
+  if (!normalize) return {1, 1};
+  const float by = divisor(norm);
+  if (!Scaled || !(norm < 1e30f)) return {by, 1};
   uint32_t bits;
   memcpy(&bits, &by, 4);
   bits &= 0x7f800000;
   float whole;
   memcpy(&whole, &bits, 4);
-  power = 1 / whole;
-  factor = whole / by;
-  return true;
+  return {whole, whole / by};
 }
 
-template <class M, class Format>
+template <class M>
 void pack_pair(const Sweep<float>& s, const Side<float>& side, const Operands<M>& to, int64_t i0) {
-  OperandRow<Format> rows[32];
-  const int64_t at0 = i0 - side.first;
-  RowCursor at(side.parts, side.part_count, i0 < side.rows ? i0 : side.rows - 1);
+  using Format = typename M::Format;
+  const typename Format::Element* from[32];
+  float by[32];
+  const int64_t at0 = i0 - side.first, there = smaller(32, side.rows - i0);
+  RowCursor at(side.parts, side.part_count, i0);
   for (int64_t r = 0; r < 32; ++r) {
-    rows[r] = {z_row(side, 0, i0 + r), nullptr, 1};
-    if constexpr (M::scaled) {
-      to.factor[at0 + r] = 1;
-      if (i0 + r >= side.rows) continue;
-      if (scale_exactly(s.normalize, side.norm[at0 + r], rows[r].power, to.factor[at0 + r]))
-        rows[r].x = static_cast<const typename Format::Element*>(at.part->data) + at.row * at.part->stride;
-      at.next();
-    }
+    by[r] = 1;
+    if constexpr (M::scaled) to.factor[at0 + r] = 1;
+    if (r >= there) continue;
+    from[r] = row_of<Format>(at);
+    at.next();
+    const float norm = side.norm[at0 + r] = norm_of<Format, float>(from[r], s.width);
+    const Divisor divisor = divisor_of<M::scaled>(s.normalize, norm);
+    by[r] = divisor.by;
+    if constexpr (M::scaled) to.factor[at0 + r] = divisor.factor;
   }
   constexpr int parts = M::Logits::parts;
   for (int64_t step = 0; step < to.steps; ++step) {
     alignas(64) bf16 split[parts][32][32];
     for (int r = 0; r < 32; ++r) {
-      Vec<float> x[2];
-      rows[r].read(step * 32, s.width, side.padded * panel<float>, x);
+      alignas(64) float room[32] = {};
+      const float* const row = r < there ? read_numbers<Format, 32>(from[r] + step * 32, s.width - step * 32, room) : room;
+      Vec<float> x[2] = {load<float>(row) / splat(by[r]), load<float>(row + 16) / splat(by[r])};
       for (int part = 0; part < parts; ++part) {
         const __m512i rounded = to_bf16(x[0], x[1]);
         store_row(split[part][0], r, rounded);
@@ -180,22 +166,19 @@ void pack_pair(const Sweep<float>& s, const Side<float>& side, const Operands<M>
         __m512i tile[16];
         for (int r = 0; r < 16; ++r) {
           tile[r] = _mm512_load_si512(split[part][16 * half + r]);
-          store_row(to.left(part, at0 / 16 + half, step), r, tile[r]);
+          if (to.has_left) store_row(to.left(part, at0 / 16 + half, step), r, tile[r]);
         }
-        store_transposed(to.right(part, at0 / 16 + half, step), tile);
+        if (to.has_right) store_transposed(to.right(part, at0 / 16 + half, step), tile);
       }
   }
 }
 
 inline void pack_tiles(const Sweep<float>& s, const Side<float>& side, int64_t first_panel, int64_t last_panel) {
   const int64_t i0 = side.first + first_panel * panel<float>, i1 = side.first + last_panel * panel<float>;
-  read_rows<float>(s, side, i0, i1);
   with_mode(s, [&](auto mode) {
     using M = decltype(mode);
     const Operands<M> operands(s, side);
-    with_dtype<float>(s.dtype, [&](auto format) {
-      for (int64_t i = i0; i < i1; i += 32) pack_pair<M, decltype(format)>(s, side, operands, i);
-    });
+    for (int64_t i = i0; i < i1; i += 32) pack_pair<M>(s, side, operands, i);
   });
 }
 
@@ -212,21 +195,32 @@ struct GradientOperand {
 
 template <class M, bool Left> void lay_out(const Operands<M>& z, int64_t i0, const GradientOperand& to) {
   for (int part = 0; part < M::Gradient::parts; ++part)
-    for (int64_t slice = 0; slice < to.slices; ++slice)
+    for (int64_t step = 0; step < z.steps; ++step)
       for (int64_t pair = 0; pair < to.pairs; ++pair) {
-        __m512i rows[16];
-        for (int r = 0; r < 16; ++r) {
-          const int64_t i = i0 - z.first + 32 * pair + 2 * r;
-          const bf16* const from = z.left(part, i / 16, slice / 2) + i % 16 * 32 + slice % 2 * 16;
-          const __m512i even = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)from));
-          const __m512i odd = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(from + 32)));
-          rows[r] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+        alignas(64) bf16 room[2][tile_elements];
+        const bf16* groups[2];
+        for (int64_t half = 0; half < 2; ++half) {
+          const int64_t group = (i0 - z.first) / 16 + 2 * pair + half;
+          groups[half] = z.has_left ? z.left(part, group, step) : room[half];
+          if (z.has_left) continue;
+          __m512i tile[16];
+          for (int r = 0; r < 16; ++r) tile[r] = _mm512_load_si512(z.right(part, group, step) + r * 32);
+          store_transposed(room[half], tile);
         }
-        bf16* const tile = to.at(part, slice, pair);
-        if constexpr (Left)
-          store_transposed(tile, rows);
-        else
-          for (int r = 0; r < 16; ++r) store_row(tile, r, rows[r]);
+        for (int64_t slice = 0; slice < 2; ++slice) {
+          __m512i rows[16];
+          for (int r = 0; r < 16; ++r) {
+            const bf16* const from = groups[r / 8] + r % 8 * 64 + slice * 16;
+            const __m512i even = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)from));
+            const __m512i odd = _mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i*)(from + 32)));
+            rows[r] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+          }
+          bf16* const tile = to.at(part, 2 * step + slice, pair);
+          if constexpr (Left)
+            store_transposed(tile, rows);
+          else
+            for (int r = 0; r < 16; ++r) store_row(tile, r, rows[r]);
+        }
       }
 }
 

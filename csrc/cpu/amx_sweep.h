@@ -12,8 +12,6 @@ constexpr int64_t tile_side = 32;  // logits at a time: two by two registers, wh
 // L2 cache of the processors that have AMX.
 constexpr int64_t strip_rows = 256, strip_columns = 512;
 
-SSL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // ------------------------------------------------------------------------------------------------------- products
 // Registers 0 .. 3, a square of two by two tiles, += [a0; a1] [b0, b1]. between() runs after every product.
 template <class Between>
@@ -372,7 +370,7 @@ SSL_INLINE float* slice_of(const Side<float>& side, int64_t slice, int64_t i) {
   return g_row(side, 16 * slice / panel<float>, i) + 16 * slice % panel<float>;
 }
 
-// In gt: what a side's blocks got as columns, G' X transposed, in tiles [padded / 16][width / 16][16][16] whose rows are
+// In gt of the columns: what a side's blocks got as such, G' X transposed, in tiles [padded / 16][width / 16][16][16] whose rows are
 // columns of X and whose columns are 16 of 32 rows, in the order of `unpacked`.
 SSL_INLINE float* transposed_gradient(const Sweep<float>& s, const Side<float>& side, int64_t group) {
   return side.gt + group * 2 * steps_of(s) * tile_floats;
@@ -426,16 +424,18 @@ void gradient_block(const Sweep<float>& s, int64_t i0, int64_t i1, int64_t j0, i
   }
 }
 
-// Adds both gradients of rows [i0, i1) of a side, i0 a multiple of 32, as rows in g.
+// Adds what rows [i0, i1) of a side, i0 a multiple of 32, got as columns to what they got as rows, in g.
 template <class M> void add_transposed(const Sweep<float>& s, const Side<float>& side, int64_t i0, int64_t i1) {
   const Operands<M> z(s, side);
   for (int64_t i = i0; i < i1; i += 32)
     for (int64_t tile = 0; tile < 2; ++tile)
       for (int64_t slice = 0; slice < 2 * z.steps; ++slice) {
-        const float* const from = transposed_gradient(s, side, i / 16 + tile) + slice * tile_floats;
-        Vec<float> square[16];
-        for (int r = 0; r < 16; ++r) square[r] = load<float>(from + 16 * r);
-        transpose<float>(square);
+        Vec<float> square[16] = {};
+        if (&side == s.y) {
+          const float* const from = transposed_gradient(s, side, i / 16 + tile) + slice * tile_floats;
+          for (int r = 0; r < 16; ++r) square[r] = load<float>(from + 16 * r);
+          transpose<float>(square);
+        }
         for (int r = 0; r < 16; ++r) {
           const int64_t row = i + unpacked(tile, r);
           float* const g = slice_of(side, slice, row);
@@ -468,7 +468,7 @@ inline void backward_tiles(const Sweep<float>& s, int64_t i0, int64_t i1, int64_
 
 inline double finish_tiles(const Sweep<float>& s, const Side<float>& side, int64_t i0, int64_t i1) {
   with_mode(s, [&](auto mode) { add_transposed<decltype(mode)>(s, side, i0, i1); });
-  return finish<float>(s, side, i0, i1);
+  return finish<float, CallersRow<float>>(s, side, i0, i1);
 }
 
 // Blocks are twice as long as those of the vector units before they stop growing: a pair's operands come from the L3
@@ -496,7 +496,7 @@ inline Layout layout_tiles(const Sweep<float>& s) {
 inline Memory memory_of_tiles(const Sweep<float>& s, const Side<float>& side) {
   int64_t operands = 0;
   with_mode(s, [&](auto mode) { operands = Operands<decltype(mode)>::floats(s, side); });
-  return {operands, side.padded * 32 * steps_of(s)};
+  return {0, operands, &side == s.y ? side.padded * 32 * steps_of(s) : 0};
 }
 
 }  // namespace ssl::SSL_ISA

@@ -1,8 +1,9 @@
-// The tile registers of AMX: eight matrices of 16 rows of 64 bytes, and the product of two of them. In assembly, since
-// the compilers' intrinsics want the register's number as a literal, and gcc's _tile_loadconfig declares only 8 of the
+// The tile registers of AMX: eight matrices of 16 rows of 64 bytes, the product of two of them, and the rounding to what
+// they multiply. Tiles in assembly, since the compilers' intrinsics want the register's number as a literal, and gcc's _tile_loadconfig declares only 8 of the
 // 64 bytes as read, so that the stores of the others may be deleted.
 #pragma once
 #include <cpuid.h>
+#include <immintrin.h>
 #include <cstdint>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,10 +18,14 @@ inline bool usable() {
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, tile_state = 3u << 17;
   constexpr long request_permission = 0x1023, tile_data = 18;
   unsigned a, b, c, d, xcr0, high;
+  if (!__builtin_cpu_supports("avx512bf16")) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & amx_bf16) || !(d & amx_tile)) return false;
   asm("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
   return (xcr0 & tile_state) == tile_state && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
+
+// The first 16 numbers are those of `low`.
+inline __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
 // The calling thread's tiles, all of full size, from here to the end of the scope; their contents start as zeros.
 class Scope {

@@ -72,8 +72,9 @@ template <class T> class Engine {
 
   void pack(Embeddings& e) {
     Side<T>& side = e.side;
-    e.z = allocate<T>(cells(side));
-    e.zt = allocate<T>(kernels_.memory(s_, side).zt);
+    const Memory memory = kernels_.memory(s_, side);
+    e.z = allocate<T>(memory.z);
+    e.zt = allocate<T>(memory.zt);
     e.norm = allocate<T>(side.padded);
     side.z = e.z.get();
     side.zt = e.zt.get();

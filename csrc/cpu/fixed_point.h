@@ -72,37 +72,50 @@ SSL_INLINE void store_pairs(int32_t* to, Vec<int32_t> x) {
 #endif
 SSL_INLINE Vec<float> as_numbers(Vec<int32_t> x) { return __builtin_convertvector(x, Vec<float>); }
 
-inline void pack_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t first_panel, int64_t last_panel) {
+// Rows come from the caller's memory, once for their lengths and once to be put on the grid; there is no z.
+template <class Format>
+void pack_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t first_panel, int64_t last_panel) {
   constexpr int64_t P = panel<float>, L = lanes<float>;
   const Grid to(s, side);
   alignas(64) int32_t rows[P][P / 2];
+  alignas(64) float room[2][P];
+  const typename Format::Element* from[P];
   float stretch[P];
   for (int64_t p = first_panel; p < last_panel; ++p) {
-    const int64_t at = p * P, i0 = side.first + at;
-    read_rows(s, side, i0, i0 + P);
+    const int64_t at = p * P, i0 = side.first + at, there = side.rows - i0 < P ? side.rows - i0 : P;
+    RowCursor cursor(side.parts, side.part_count, i0);
     for (int64_t r = 0; r < P; ++r) {
-      const bool there = i0 + r < side.rows;
-      const float length = s.normalize || !there ? 1 : side.norm[at + r] < shortest ? shortest : side.norm[at + r];
+      to.factor[at + r] = stretch[r] = 1;
+      from[r] = row_of<Format>(cursor);  // of a row that is not there nothing is read
+      if (r >= there) continue;
+      cursor.next();
+      const float norm = side.norm[at + r] = norm_of<Format, float>(from[r], s.width);
+      const float length = s.normalize ? divisor(norm) : norm < shortest ? shortest : norm;
       stretch[r] = grid / length;
-      to.factor[at + r] = length;
-      if (!there || side.norm[at + r] < infinite) continue;
+      if (!s.normalize) to.factor[at + r] = length;
+      if (norm < infinite) continue;
       // NaN has no place on the grid, nor has infinity without a length to divide by
-      for (int64_t c = 0; c < s.chunks; ++c)
-        for (int64_t k = 0; k < P; ++k) to.factor[at + r] += z_row(side, c, i0 + r)[k] * stretch[r] * 0;
+      for (int64_t k = 0; k < s.width; ++k)
+        to.factor[at + r] += Format::template read<float>(from[r][k]) * stretch[r] * 0;
     }
     float most = 0;
     for (int64_t c = 0; c < s.chunks; ++c) {
       Vec<float> columns[NV] = {};
-      for (int64_t r = 0; r < P; r += 2)
+      for (int64_t r = 0; r < P; r += 2) {
+        const float* x[2];
+        for (int k = 0; k < 2; ++k)
+          x[k] = read_panel<Format>(from[r + k] + c * P, r + k < there ? s.width - c * P : 0, room[k]);
         for (int v = 0; v < NV; ++v) {
-          Vec<float> x[2];
+          Vec<int32_t> whole[2];
           for (int k = 0; k < 2; ++k) {
-            x[k] = load<float>(z_row(side, c, i0 + r + k) + v * L) * splat(stretch[r + k]);
-            columns[v] += x[k] * x[k];
-            store_pairs(rows[r + k] + v * L / 2, rounded(x[k]));
+            const Vec<float> stretched = load<float>(x[k] + v * L) * splat(stretch[r + k]);
+            columns[v] += stretched * stretched;
+            whole[k] = rounded(stretched);
+            store_pairs(rows[r + k] + v * L / 2, whole[k]);
           }
-          if (s.gradient) store<int32_t>(to.both(c, at + r) + v * L, paired(rounded(x[0]), rounded(x[1])));
+          if (s.gradient) store<int32_t>(to.both(c, at + r) + v * L, paired(whole[0], whole[1]));
         }
+      }
       for (int v = 0; v < NV; ++v) most = larger(most, largest_lane<float>(columns[v]));
       if (&side == s.x) memcpy(to.left(c, at), rows, sizeof rows);
       if (&side != s.y) continue;
@@ -111,6 +124,12 @@ inline void pack_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t
     }
     to.squares[p] = most;
   }
+}
+inline void pack_rows_on_grid(const Sweep<float>& s, const Side<float>& side, int64_t first_panel, int64_t last_panel) {
+  if (s.dtype == DType::bf16)
+    pack_on_grid<BF16>(s, side, first_panel, last_panel);
+  else
+    pack_on_grid<F32>(s, side, first_panel, last_panel);
 }
 
 // What of G is multiplied at a time, once with every row on a grid of its own, the left operand of G Y, and once with
@@ -258,7 +277,7 @@ struct OnGrid {
 };
 
 inline Memory memory_of_grid(const Sweep<float>& s, const Side<float>& side) {
-  return {Grid::floats(s, side), 0};
+  return {0, Grid::floats(s, side), 0};
 }
 
 // A grid is finer than bfloat16 and not always than float16.
@@ -273,8 +292,8 @@ template <const Kernels<float>& (*Exact)(), class R, class... More, R (*Kernels<
 struct Either<Exact, Member> {
   static R run(const Sweep<float>& s, More... more) {
     static constexpr Kernels<float> on_grid{
-        panel<float>,    true,             layout<OnGrid>, memory_of_grid,   pack_on_grid,
-        forward<OnGrid>, backward<OnGrid>, attend<OnGrid>, softplus<OnGrid>, finish<float>};
+        panel<float>,    true,             layout<OnGrid>, memory_of_grid,   pack_rows_on_grid,
+        forward<OnGrid>, backward<OnGrid>, attend<OnGrid>, softplus<OnGrid>, finish<float, CallersRow<float>>};
     return ((may_round(s) ? on_grid : Exact()).*Member)(s, more...);
   }
 };

@@ -27,7 +27,7 @@ std::vector<const Isa*> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
 #ifdef SSL_HAVE_AMX
-    if (__builtin_cpu_supports("avx512bf16") && amx_usable()) found.push_back(&isa_amx());
+    if (amx_usable()) found.push_back(&isa_amx());
 #endif
 #ifdef SSL_HAVE_VNNI
     if (__builtin_cpu_supports("avx512vnni")) found.push_back(&isa_vnni());

@@ -110,6 +110,8 @@ struct RowCursor {
   }
 };
 
+// Elements of [chunks][padded][panel].
+template <class T> int64_t cells(const Sweep<T>& s, const Side<T>& side) { return s.chunks * side.padded * panel<T>; }
 template <class T> SSL_INLINE T* z_row(const Side<T>& side, int64_t chunk, int64_t i) {
   return side.z + (chunk * side.padded + i - side.first) * panel<T>;
 }
@@ -124,41 +126,96 @@ template <class T> SSL_INLINE T* g_row(const Side<T>& side, int64_t chunk, int64
   return g + row * side.g_row + chunk * side.g_chunk;
 }
 
+// N numbers of a row from x on in T, where they are or in `room`: zeros beyond the n that the row still has.
+template <class Format, int64_t N, class T>
+SSL_INLINE const T* read_numbers(const typename Format::Element* x, int64_t n, T* room) {
+  if (n >= N) {
+    if constexpr (sizeof(*x) == sizeof(T)) return x;
+    for (int64_t k = 0; k < N; ++k) room[k] = Format::template read<T>(x[k]);
+    return room;
+  }
+  for (int64_t k = 0; k < n; ++k) room[k] = Format::template read<T>(x[k]);
+  for (int64_t k = n; k < N; ++k) room[k] = 0;
+  return room;
+}
+template <class Format, class T>
+SSL_INLINE const T* read_panel(const typename Format::Element* x, int64_t n, T* room) {
+  return read_numbers<Format, panel<T>>(x, n, room);
+}
+
+template <class Format, class T> SSL_INLINE T norm_of(const typename Format::Element* x, int64_t width) {
+  constexpr int64_t P = panel<T>;
+  alignas(64) T room[P];
+  Vec<T> squares{};
+  for (int64_t k = 0; k < width; k += P) {
+    const T* const z = read_panel<Format>(x + k, width - k, room);
+    for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
+  }
+  return std::sqrt(sum_lanes<T>(squares));
+}
+
+// What normalisation divides a row by, of this norm. A division, not a product with the reciprocal: one rounding fewer,
+// in step with the eager definition.
+template <class T> SSL_INLINE T divisor(T norm) { return norm < T(smallest_norm) ? T(smallest_norm) : norm; }
+
+template <class T> SSL_INLINE void divide(const T* panel, T by, T* to) {
+  for (int v = 0; v < NV; ++v) store<T>(to + v * lanes<T>, load<T>(panel + v * lanes<T>) / splat<T>(by));
+}
+
+template <class Format> SSL_INLINE const typename Format::Element* row_of(const RowCursor& at) {
+  return static_cast<const typename Format::Element*>(at.part->data) + at.row * at.part->stride;
+}
+
 // Rows [i0, i1) of z and their norms; zeros where rows and columns are padded.
 template <class T> void read_rows(const Sweep<T>& s, const Side<T>& side, int64_t i0, int64_t i1) {
   constexpr int64_t P = panel<T>;
   const int64_t last = i1 < side.rows ? i1 : side.rows;
   with_dtype<T>(s.dtype, [&](auto format) {
     using Format = decltype(format);
-    using Element = typename Format::Element;
+    alignas(64) T room[P];
     RowCursor at(side.parts, side.part_count, i0);
     for (int64_t i = i0; i < last; ++i, at.next()) {
-      const Element* x = static_cast<const Element*>(at.part->data) + at.row * at.part->stride;
+      const auto* const x = row_of<Format>(at);
+      const T norm = side.norm[i - side.first] = norm_of<Format, T>(x, s.width);
       for (int64_t c = 0; c < s.chunks; ++c) {
-        T* z = z_row(side, c, i);
-        const int64_t k0 = c * P, n = s.width - k0 < P ? s.width - k0 : P;
-        for (int64_t k = 0; k < n; ++k) z[k] = Format::template read<T>(x[k0 + k]);
-        for (int64_t k = n; k < P; ++k) z[k] = 0;
-      }
-      Vec<T> squares{};
-      for (int64_t c = 0; c < s.chunks; ++c) {
-        const T* z = z_row(side, c, i);
-        for (int v = 0; v < NV; ++v) squares += load<T>(z + v * lanes<T>) * load<T>(z + v * lanes<T>);
-      }
-      const T norm = std::sqrt(sum_lanes<T>(squares));
-      side.norm[i - side.first] = norm;
-      if (!s.normalize) continue;
-      // A division, not a product with the reciprocal: one rounding fewer, in step with the eager definition
-      const Vec<T> by = splat<T>(norm < T(smallest_norm) ? T(smallest_norm) : norm);
-      for (int64_t c = 0; c < s.chunks; ++c) {
-        T* z = z_row(side, c, i);
-        for (int v = 0; v < NV; ++v) store<T>(z + v * lanes<T>, load<T>(z + v * lanes<T>) / by);
+        const T* const from = read_panel<Format>(x + c * P, s.width - c * P, room);
+        T* const z = z_row(side, c, i);
+        if (s.normalize)
+          divide(from, divisor(norm), z);
+        else
+          memcpy(z, from, P * sizeof(T));
       }
     }
   });
   for (int64_t i = i0 > side.rows ? i0 : side.rows; i < i1; ++i)
     for (int64_t c = 0; c < s.chunks; ++c) memset(z_row(side, c, i), 0, P * sizeof(T));
 }
+
+// A row of z as finish() reads it, a chunk at a time: packed,
+template <class T> struct PackedRow {
+  const T* z;
+  int64_t stride;
+  PackedRow(const Sweep<T>&, const Side<T>& side, int64_t i) : z(z_row(side, 0, i)), stride(side.padded * panel<T>) {}
+  SSL_INLINE const T* chunk(int64_t c, T*) const { return z + c * stride; }
+};
+// or, where the sweep packed something else, from the caller's memory once more.
+template <class T> struct CallersRow {
+  const Sweep<T>& s;
+  RowCursor at;
+  T norm;
+  CallersRow(const Sweep<T>& s, const Side<T>& side, int64_t i)
+      : s(s), at(side.parts, side.part_count, i), norm(side.norm[i - side.first]) {}
+  SSL_INLINE const T* chunk(int64_t c, T* room) const {
+    const T* z = room;
+    with_dtype<T>(s.dtype, [&](auto format) __attribute__((always_inline)) {
+      using Format = decltype(format);
+      z = read_panel<Format>(row_of<Format>(at) + c * panel<T>, s.width - c * panel<T>, room);
+    });
+    if (!s.normalize) return z;
+    divide(z, divisor(norm), room);
+    return room;
+  }
+};
 
 // to[k][r] = from[r][k] for a panel of rows and `columns` columns, a square of registers at a time. It reads on to the
 // end of the last square.
@@ -186,45 +243,49 @@ template <class T> void pack(const Sweep<T>& s, const Side<T>& side, int64_t fir
 }
 
 // dz_i = scale (sum_j G_ij z_j + sum over positives p of their logits' gradients z_p), then through z = x / |x|.
-template <class T> double finish(const Sweep<T>& s, const Side<T>& side, int64_t i0, int64_t i1) {
+template <class T, class Row = PackedRow<T>> double finish(const Sweep<T>& s, const Side<T>& side, int64_t i0, int64_t i1) {
   constexpr int64_t P = panel<T>;
+  alignas(64) T room[P], more[P];
   double euler = 0;
-  auto dot = [&](const T* a, int64_t a_stride, const T* b, int64_t b_stride) __attribute__((always_inline)) {
-    Vec<T> sums{};
-    for (int64_t c = 0; c < s.chunks; ++c)
-      for (int v = 0; v < NV; ++v)
-        sums += load<T>(a + c * a_stride + v * lanes<T>) * load<T>(b + c * b_stride + v * lanes<T>);
-    return sum_lanes<T>(sums);
-  };
   RowCursor at(side.parts, side.part_count, i0);
   for (int64_t i = i0; i < i1; ++i, at.next()) {
-    const int64_t stride = side.padded * P;
     T* const g = g_row(side, 0, i);
-    const T* const z = z_row(side, 0, i);
+    const Row z(s, side, i);
     // z_i . g_i in two parts: positives that nearly cancel in g would leave few digits of their products
-    double along = dot(z, stride, g, side.g_chunk);
+    Vec<T> sums{};
+    for (int64_t c = 0; c < s.chunks; ++c) {
+      const T* const a = z.chunk(c, room);
+      for (int v = 0; v < NV; ++v)
+        sums += load<T>(a + v * lanes<T>) * load<T>(g + c * side.g_chunk + v * lanes<T>);
+    }
+    double along = sum_lanes<T>(sums);
     for_positives(s, side, i, [&](const Side<T>& other, int64_t row, T w) __attribute__((always_inline)) {
-      const int64_t other_stride = other.padded * P;
-      const T* const p = z_row(other, 0, row);
-      along += double(w) * dot(z, stride, p, other_stride);
-      for (int64_t c = 0; c < s.chunks; ++c)
+      const Row p(s, other, row);
+      Vec<T> products{};
+      for (int64_t c = 0; c < s.chunks; ++c) {
+        const T *const a = z.chunk(c, room), *const b = p.chunk(c, more);
+        T* const to = g + c * side.g_chunk;
         for (int v = 0; v < NV; ++v) {
-          T* const to = g + c * side.g_chunk + v * lanes<T>;
-          store<T>(to, load<T>(to) + splat<T>(w) * load<T>(p + c * other_stride + v * lanes<T>));
+          const Vec<T> of_p = load<T>(b + v * lanes<T>);
+          products += load<T>(a + v * lanes<T>) * of_p;
+          store<T>(to + v * lanes<T>, load<T>(to + v * lanes<T>) + splat<T>(w) * of_p);
         }
+      }
+      along += double(w) * sum_lanes<T>(products);
     });
     euler += along;
     if (!at.part->grad) continue;
     const T n = side.norm[i - side.first];
     const bool through = s.normalize && !(n < T(smallest_norm));
-    const T factor = !s.normalize ? s.scale : s.scale / (through ? n : T(smallest_norm)), back = through ? T(along) : T(0);
+    const T factor = s.normalize ? s.scale / divisor(n) : s.scale, back = through ? T(along) : T(0);
     auto put = [&](auto format) __attribute__((always_inline)) {
       using Format = decltype(format);
       typename Format::Element* out = static_cast<typename Format::Element*>(at.part->grad) + at.row * s.width;
       for (int64_t c = 0; c < s.chunks; ++c, out += P) {
+        const T* const a = z.chunk(c, room);
         T* const d = g + c * side.g_chunk;
         for (int v = 0; v < NV; ++v) {
-          Vec<T> x = factor * (load<T>(d + v * lanes<T>) - back * load<T>(z + c * stride + v * lanes<T>));
+          Vec<T> x = factor * (load<T>(d + v * lanes<T>) - back * load<T>(a + v * lanes<T>));
           // A zero row's gradient is g / 1e-12: finite in float32, and kept so in what is narrower
           if (s.normalize && !through) {
             const Vec<T> top = splat(T(Format::largest));

@@ -24,7 +24,8 @@ template <class T> struct Side {
   int64_t part_count;
   int64_t rows;
   int64_t first, padded;  // rows [first, first + padded), whole panels, are packed: all of them, or a window
-  T* z;                   // rows, [chunks][padded][panel]: left operand, and right operand of the gradient's products
+  T* z;                   // rows, [chunks][padded][panel]: left operand, and right operand of the gradient's products;
+                          // empty where the kernels pack rows in another way
   T* zt;                  // what else the products read, as the kernels' own pack lays it out
   T* norm;                // [padded]
   // forward: sum of what the row's (or column's) entries give, and their maximum so far; null: nobody asks
@@ -73,7 +74,7 @@ struct Layout {
   int64_t scratch;           // elements of each thread's scratch memory
 };
 struct Memory {
-  int64_t zt, gt;  // elements of these two of a side
+  int64_t z, zt, gt;  // elements of these three of a side
 };
 
 template <class T> struct Kernels {

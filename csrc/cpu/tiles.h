@@ -397,7 +397,7 @@ template <class M, class T = typename M::T> Layout layout(const Sweep<T>& s) {
 }
 
 template <class T> Memory memory(const Sweep<T>& s, const Side<T>& side) {
-  return {&side == s.y ? side.padded * s.width : 0, 0};
+  return {cells(s, side), &side == s.y ? side.padded * s.width : 0, 0};
 }
 
 template <class T> constexpr Kernels<T> kernels() {
