@@ -112,34 +112,52 @@ def readme_table(folder: Path) -> str:
     memory = _read_all(folder, "memory")
     if not speed:
         raise FileNotFoundError(f"{folder}: expected speed.csv, found none; run python -m benchmarks first")
-    heaps = list(dict.fromkeys(row["heap"] for row in speed))
-    head = ["loss", "N", "D", "dtype, precision", "eager ms", "ssl_kernels ms"]
-    head += [f"times faster ({heap} heap)" for heap in heaps] + ["eager MiB", "ssl_kernels MiB"]
     ours = next(row["provider"] for row in speed if row["provider"].startswith("ssl_kernels"))
-    cells = [head]
+    inputs = list(dict.fromkeys((row["dtype"], row["precision"]) for row in speed))
+    heaps = list(dict.fromkeys(row["heap"] for row in speed))
+    first, heap = inputs[0], heaps[0]
+    head = ["loss", "N", "D", "eager ms", "ssl_kernels ms", "times faster", *(f"{name} heap" for name in heaps[1:])]
+    cells = [[*head, *map(_called, inputs[1:]), "than torch.compile", "eager MiB", "ssl_kernels MiB"]]
     largest: dict[tuple, int] = {}
     for row in speed:
         largest[row["loss"], row["d"]] = max(row["n"], largest.get((row["loss"], row["d"]), 0))
-    for key in dict.fromkeys((row["loss"], row["n"], row["d"], row["dtype"], row["precision"]) for row in speed):
-        loss, n, d, dtype, precision = key
-        if n < largest[loss, d]:
-            continue  # the rest is in the results
-        at = {(r["heap"], r["provider"]): r for r in speed if tuple(r[c] for c in COLUMNS) == key}
-        peaks = {r["provider"]: r["peak_mib"] for r in memory if tuple(r[c] for c in COLUMNS[:4]) == key[:4]}
-        line = [loss, str(n), str(d), f'{dtype}, "{precision}"' if dtype == "float32" else dtype]
-        line += [f"{at[heaps[0], name]['median_ms']:.3g}" for name in ("eager", ours)]
-        line += [f"{at[heap, ours]['median_times_faster']:.1f}" if (heap, ours) in at else "" for heap in heaps]
-        line += [f"{peaks[name]:.0f}" if name in peaks else "" for name in ("eager", ours)]
-        cells.append(line)
+    for (loss, d), n in largest.items():  # the rest is in the results
+        here = [row for row in speed if (row["loss"], row["n"], row["d"]) == (loss, n, d)]
+        at = {(row["dtype"], row["precision"], row["heap"], row["provider"]): row for row in here}
+        mib = {
+            r["provider"]: r["peak_mib"] for r in memory if tuple(r[c] for c in COLUMNS[:4]) == (loss, n, d, first[0])
+        }
+        ms = [f"{at[*first, heap, name]['median_ms']:.3g}" for name in ("eager", ours)]
+        compiled = [_faster(row) for key, row in at.items() if key[:3] == (*first, heap) and "compile(" in key[3]]
+        lines = [(*first, name, ours) for name in heaps] + [(*which, heap, ours) for which in inputs[1:]]
+        faster = [_times(_faster(at[line])) if line in at else "" for line in lines]
+        than = _times(_faster(at[*first, heap, ours]) / max(compiled)) if compiled else ""
+        peaks = [f"{mib[name]:.0f}" if name in mib else "" for name in ("eager", ours)]
+        cells.append([loss, str(n), str(d), *ms, *faster, than, *peaks])
     row = speed[0]
     about = (
         f"Forward and backward, {row['threads']} threads of {row['machine']} ({row['features']}), "
         f"torch {row['torch']}, commit {row['commit']}, {row['date']}: medians of one interleaved run. "
-        "Eager is each loss as most of its users write it (`benchmarks/problems/`); with a retained heap, freed memory "
-        "stays with the process, which helps eager most. `python -m benchmarks` and "
-        "`python -m benchmarks --retained-heap` repeat it."
+        f"Where nothing else is said, for {_called(first)}; other inputs are compared with eager on the same, and "
+        '`"highest"` and `"high"` are those of `torch.set_float32_matmul_precision`. '
+        "Eager is each loss as most of its users write it (`benchmarks/problems/`), `torch.compile` the best that it "
+        "makes of any eager form; with a retained heap, freed memory stays with the process, which helps eager most. "
+        "`python -m benchmarks` and `python -m benchmarks --retained-heap` repeat it."
     )
     return f"{align(cells)}\n\n{about}"
+
+
+def _called(inputs: tuple[str, str]) -> str:
+    dtype, precision = inputs
+    return f'{dtype} "{precision}"' if dtype == "float32" else dtype
+
+
+def _faster(row: Row) -> float:
+    return row["median_times_faster"]
+
+
+def _times(times: float) -> str:
+    return f"{times:.1f}" if times >= 1 else f"{times:.2f}"  # that something is slower must not be rounded away
 
 
 def _read_all(folder: Path, question: str) -> list[Row]:

@@ -166,7 +166,15 @@ def test_rows_survive_the_csv(tmp_path):
 
 
 def test_the_readme_gets_what_the_csv_files_hold_and_nothing_else(tmp_path):
-    report.write_csv(tmp_path / "speed.csv", ROWS[:4])
+    other = [
+        ROWS[2] | {"precision": "high", "median_times_faster": 13.37},
+        ROWS[2] | {"dtype": "bfloat16", "median_times_faster": 14.41},
+        *(
+            ROWS[3] | {"provider": f"compile({name})", "median_times_faster": t}
+            for name, t in (("a", 4.0), ("b", 12.5))
+        ),
+    ]
+    report.write_csv(tmp_path / "speed.csv", [*ROWS[:4], *other])
     report.write_csv(tmp_path / "speed-retained.csv", ROWS[4:])
     report.write_csv(tmp_path / "memory.csv", [ROWS[2] | {"peak_mib": 12.3}])
     readme = tmp_path / "README.md"
@@ -177,6 +185,9 @@ def test_the_readme_gets_what_the_csv_files_hold_and_nothing_else(tmp_path):
         assert text.startswith(f"before\n{report.BEGIN}\n| loss ") and text.endswith(f"{report.END}\nafter\n")
     assert "old" not in text and "retained heap" in text and "| 4096 " in text and "| 12 " in text
     assert "| 256 " not in text  # the largest size speaks for a loss
+    line = next(line for line in text.splitlines() if line.startswith("| nt_xent"))
+    expected = ["nt_xent", "4096", "128", "20", "2", "10.0", "10.0", "13.4", "14.4", "0.80", "", "12"]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == expected
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="expected the markers"):
         report.write_readme(tmp_path, readme)

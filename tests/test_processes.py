@@ -146,3 +146,21 @@ def test_peak_memory_is_far_from_the_matrix(threads):
     eager = float(run(PEAK.format(threads=threads, loss="nt_xent_reference", backend="", n=2048)))
     # M = 4,096 rows: the gradients alone are 2 MiB, the matrix 64 MiB
     assert mine < 24 and eager > 128
+
+
+@needs_cpu
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "highest"), ("float32", "high"), ("bfloat16", "high")])
+def test_peak_memory_of_clip(dtype, precision):
+    peak = run(f"""
+from ssl_kernels import clip_loss
+from ssl_kernels.testing import peak_extra_bytes
+torch.set_num_threads(2)
+torch.set_float32_matmul_precision("{precision}")
+def step(n):
+    z = [torch.nn.functional.normalize(torch.randn(n, 512)).to(torch.{dtype}).requires_grad_() for _ in range(2)]
+    return lambda: clip_loss(*z, torch.tensor(100.0), backend="cpu").backward()
+step(64)()
+print(peak_extra_bytes(step(4096)) / 2**20)
+""")
+    # The float32 gradients are 16 MiB, the matrix 64 MiB, of which eager keeps more than one
+    assert float(peak) < 60
