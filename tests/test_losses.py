@@ -367,6 +367,7 @@ def test_autocast_widens_and_answers_in_float32(spec, place, half):
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 5), (65, 33), (150, 128)])
 def test_what_is_not_finite_stays_so(spec, place, bad, dtype, n, d):
+    d = int(min(d, spec.largest / 4 / n**2))  # sixteen calls of the definition
     case = a_case(spec, place, n, d, dtype)
     for name in spec.features:
         for i, j in {(0, 0), (n - 1, d - 1), (n // 2, 0), (0, d // 2)}:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_kernels.backends.cpu import native
 from ssl_kernels.ops import FLOATS, cross_lse, self_lse
 from ssl_kernels.testing import poisoned_memory
 
@@ -80,6 +81,32 @@ def test_gradients(place, sizes, period, normalize, factor):
         return plain(x, scale, 0.7, period=period, normalize=normalize, backend=place.backend)
 
     assert torch.autograd.gradcheck(call, (scale, *x), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_coarse_is_high_for_one_call(place, dtype):
+    """What torch.set_float32_matmul_precision says for all calls, of float32 alone, gradients included."""
+    x, upstream = draw((600, 40), (1, 600), dtype=dtype, device=place.device)
+
+    def run(**options: bool) -> tuple[Tensor, ...]:
+        leaf = x.clone().requires_grad_()
+        neg, pos, top = self_lse([leaf], multiplier=20.0, period=300, backend=place.backend, **options)
+        (neg @ upstream[0].to(neg) + pos.sum()).backward()
+        return neg, pos, top, leaf.grad
+
+    exact, coarse = run(), run(coarse=True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        high = run()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(map(torch.equal, coarse, high))
+    exactly = native.C.isa() in ("portable", "avx512") if place.backend == "cpu" else place.backend == "reference"
+    if dtype != torch.float32 or exactly:
+        assert all(map(torch.equal, coarse, exact))
+    else:
+        assert not any(map(torch.equal, coarse, exact))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -82,7 +82,8 @@ def sup_con_loss(
     z = unit_rows(views) if normalize else torch.cat([v.to(accumulate_dtype(v.dtype)) for v in views])
     factor, classes = as_factor(scale, multiplier, z), dense_classes(labels)
     if form == "out":
-        return _out(z, classes, factor, scale, multiplier, backend)
+        coarse = views[0].dtype in (torch.float16, torch.bfloat16)
+        return _out(z, classes, factor, scale, multiplier, coarse, backend)
     positives = class_sizes(classes)[classes] - 1
     if form == "pairs":
         return pair_terms(z, factor, classes).sum() / positives.sum().clamp_min(1)
@@ -93,11 +94,18 @@ def sup_con_loss(
 
 
 def _out(
-    z: Tensor, classes: Tensor, factor: Tensor, scale: Tensor | None, multiplier: float, backend: str | None
+    z: Tensor,
+    classes: Tensor,
+    factor: Tensor,
+    scale: Tensor | None,
+    multiplier: float,
+    coarse: bool,
+    backend: str | None,
 ) -> Tensor:
     # The same rows as in the class sums: the rounding of their norms cancels, and so do large parts of the gradients,
     # which for rows of 16 bits must not be rounded before they meet
-    neg, _, top = self_lse([z], scale, multiplier, period=len(z), normalize=False, backend=backend)
+    options: dict[str, Any] = {"normalize": False, "coarse": coarse, "backend": backend}
+    neg, _, top = self_lse([z], scale, multiplier, period=len(z), **options)
     sizes = class_sizes(classes)
     asks = sizes[classes] > 1
     # in float64, so that no digit is lost between numbers as large as 1/tau

@@ -29,6 +29,7 @@ def self_lse(
     *,
     period: int,
     normalize: bool = True,
+    coarse: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Row log-sum-exp over the negatives of a set of embeddings against itself, and the logits of the positives.
@@ -50,6 +51,8 @@ def self_lse(
         multiplier: a plain number that multiplies the logits too.
         period: distance between rows of the same sample; divides ``M``.
         normalize: divide each row by ``max(norm, 1e-12)`` first (as ``torch.nn.functional.normalize`` does).
+        coarse: rows of float32 were computed from rows of 16 bits, and their products need no more digits than those':
+            ``torch.set_float32_matmul_precision("high")`` for this call. The gradients are float32 as ever.
         backend: ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"reference"``; default: the fastest available for the device.
 
     Returns:
@@ -63,7 +66,7 @@ def self_lse(
     """
     if not x:  # said here, because the dispatcher finds no kernel for no tensors
         raise ValueError("x: expected at least one tensor, got none")
-    arguments = scale, multiplier, period, normalize, backend or backends.override()
+    arguments = scale, multiplier, period, normalize, backend or backends.override(), coarse
     if plain(x):
         return _SelfLse.apply(*arguments, *x)
     return torch.ops.ssl_kernels.self_lse(list(x), *arguments)
@@ -109,13 +112,13 @@ def _check(x: Sequence[Tensor], scale: Tensor | None, period: int) -> int:
 
 
 # ------------------------------------------------------------------------------------- shapes without data (fake)
-def _self_lse_fake(x, scale, multiplier, period, normalize, backend):
+def _self_lse_fake(x, scale, multiplier, period, normalize, backend, coarse=False):
     rows = _check(x, scale, period)
     neg = x[0].new_empty(rows, dtype=accumulate_dtype(x[0].dtype))
     return neg, neg.new_empty((rows // period - 1, rows)), torch.empty_like(neg)
 
 
-def _self_lse_backward_fake(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend):
+def _self_lse_backward_fake(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend, coarse=False):
     dscale = torch.empty_like(scale) if scale is not None else neg.new_empty(())
     return [t.new_empty(t.shape) for t in x], dscale
 
@@ -128,14 +131,14 @@ def _softplus_mean_fake(x, scale, multiplier, period, backend):
 
 
 # -------------------------------------------------------------------------------------------------- implementation
-def _self_lse(x, scale, multiplier, period, normalize, backend):
+def _self_lse(x, scale, multiplier, period, normalize, backend, coarse=False):
     _check(x, scale, period)
-    return backends.operation(backend, x[0].device, "self_lse")(x, scale, multiplier, period, normalize)
+    return backends.operation(backend, x[0].device, "self_lse")(x, scale, multiplier, period, normalize, coarse)
 
 
-def _self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend):
+def _self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend, coarse=False):
     serve = backends.operation(backend, x[0].device, "self_lse_backward")
-    return serve(dneg, dpos, x, scale, multiplier, period, normalize, neg, top)
+    return serve(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, coarse)
 
 
 def _softplus_mean(x, scale, multiplier, period, backend):
@@ -154,28 +157,29 @@ class _SelfLse(torch.autograd.Function):
     """Written out, not through ``register_autograd``: that costs 30 us a call more."""
 
     @staticmethod
-    def forward(ctx, scale, multiplier, period, normalize, backend, *x):
+    def forward(ctx, scale, multiplier, period, normalize, backend, coarse, *x):
+        arguments = scale, multiplier, period, normalize, backend, coarse
         if plain(x):
-            neg, pos, top = _self_lse(x, scale, multiplier, period, normalize, backend)
+            neg, pos, top = _self_lse(x, *arguments)
         else:
             with below_autograd():
-                neg, pos, top = torch.ops.ssl_kernels.self_lse(list(x), scale, multiplier, period, normalize, backend)
+                neg, pos, top = torch.ops.ssl_kernels.self_lse(list(x), *arguments)
         ctx.mark_non_differentiable(top)
         ctx.save_for_backward(neg, top, scale, *x)
-        ctx.rest = multiplier, period, normalize, backend
+        ctx.rest = multiplier, period, normalize, backend, coarse
         return neg, pos, top
 
     @staticmethod
     def backward(ctx, dneg, dpos, _):
         neg, top, scale, *x = ctx.saved_tensors
         dscale, *dx = once(_self_lse_backward_op, ctx.rest, dneg, dpos, neg, top, scale, *x)
-        return (dscale if scale is not None else None, None, None, None, None, *dx)
+        return (dscale if scale is not None else None, None, None, None, None, None, *dx)
 
 
 def _self_lse_backward_op(rest, dneg, dpos, neg, top, scale, *x):
-    multiplier, period, normalize, backend = rest
+    multiplier, period, normalize, backend, coarse = rest
     run = _self_lse_backward if plain(x) else torch.ops.ssl_kernels.self_lse_backward
-    dx, dscale = run(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend)
+    dx, dscale = run(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, backend, coarse)
     return (dscale, *dx)
 
 
@@ -210,13 +214,13 @@ def times(g, dscale, *rest):
     return (g * dscale, *(g * d for d in dx))
 
 
-def _self_lse_autograd(x, scale, multiplier, period, normalize, backend):
-    return _SelfLse.apply(scale, multiplier, period, normalize, backend, *x)
+def _self_lse_autograd(x, scale, multiplier, period, normalize, backend, coarse=False):
+    return _SelfLse.apply(scale, multiplier, period, normalize, backend, coarse, *x)
 
 
 define(
-    "self_lse(Tensor[] x, Tensor? scale, float multiplier, SymInt period, bool normalize, str backend)"
-    " -> (Tensor neg, Tensor pos, Tensor top)",
+    "self_lse(Tensor[] x, Tensor? scale, float multiplier, SymInt period, bool normalize, str backend,"
+    " bool coarse=False) -> (Tensor neg, Tensor pos, Tensor top)",
     _self_lse,
     _self_lse_fake,
     autograd=_self_lse_autograd,
@@ -224,7 +228,7 @@ define(
 )
 define(
     "self_lse_backward(Tensor dneg, Tensor dpos, Tensor[] x, Tensor? scale, float multiplier, SymInt period,"
-    " bool normalize, Tensor neg, Tensor top, str backend) -> (Tensor[] dx, Tensor dscale)",
+    " bool normalize, Tensor neg, Tensor top, str backend, bool coarse=False) -> (Tensor[] dx, Tensor dscale)",
     _self_lse_backward,
     _self_lse_backward_fake,
 )

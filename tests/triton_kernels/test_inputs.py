@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import serving
 import torch
+from accuracy import matmul_precision
 from serving import kernels
 
 import ssl_kernels
@@ -125,6 +126,21 @@ def test_upstream_gradients_of_any_size_and_shape():
         torch.testing.assert_close(dx.double(), (whole * size).half().double(), rtol=1e-3, atol=1e-7)
     nothing = kernels.self_lse_backward(torch.zeros(70), torch.zeros(1, 70), *rest)[0][0]
     assert nothing.count_nonzero() == 0
+
+
+def test_coarse_is_high_for_one_call():
+    x, dneg, dpos = [torch.randn(70, 16)], torch.rand(70), torch.rand(1, 70)
+
+    def run(**options):
+        neg, pos, top = kernels.self_lse(x, None, 10.0, 35, True, **options)
+        (dx,), _ = kernels.self_lse_backward(dneg, dpos, x, None, 10.0, 35, True, neg, top, **options)
+        return neg, pos, top, dx
+
+    exact, coarse = run(), run(coarse=True)
+    with matmul_precision("high"):
+        high = run()
+    assert all(map(torch.equal, coarse, high))
+    assert not any(map(torch.equal, coarse, exact))
 
 
 @pytest.mark.parametrize("temperature", [0.1, torch.tensor(0.02, requires_grad=True)], ids=["float", "learnt"])

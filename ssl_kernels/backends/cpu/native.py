@@ -20,11 +20,11 @@ def why_not() -> str | None:
 
 
 def numbers(
-    x: Tensor, scale: Tensor | None, multiplier: float, normalize: bool
+    x: Tensor, scale: Tensor | None, multiplier: float, normalize: bool, coarse: bool = False
 ) -> tuple[int, int, int, bool, float, int]:
     """What every call says of its numbers: dtype, precision, width, whether to normalise, scale, threads."""
     factor = multiplier if scale is None else multiplier * scale.item()
-    precision = _PRECISIONS[torch.get_float32_matmul_precision()]
+    precision = max(_PRECISIONS[torch.get_float32_matmul_precision()], _PRECISIONS["high" if coarse else "highest"])
     return DTYPES[x.dtype], precision, x.shape[1], normalize, factor, torch.get_num_threads()
 
 

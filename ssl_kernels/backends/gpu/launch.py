@@ -61,9 +61,9 @@ class Problem:
 
     def __init__(
         self, kernels: Kernels, scale: Tensor | None, multiplier: float, step: int, normalize: bool,
-        x: Sequence[Tensor], y: Sequence[Tensor] | None = None, *, exact: bool = False,
+        x: Sequence[Tensor], y: Sequence[Tensor] | None = None, *, precision: str | None = None,
     ) -> None:  # fmt: skip
-        """``exact``: float32 keeps its digits whatever torch's matmul precision is."""
+        """``precision``: of float32, as torch names it; by default what torch is set to."""
         self.kernels = kernels
         self.x = self.y = Side(x, 0)
         self.sides = [self.x]
@@ -78,7 +78,7 @@ class Problem:
         double = x[0].dtype == torch.float64
         self.dtype = torch.float64 if double else torch.float32
 
-        self.operands = _operands(x[0].dtype, exact)
+        self.operands = _operands(x[0].dtype, precision or torch.get_float32_matmul_precision())
         self.pieces = 2 if self.operands == SPLIT else 1
         self.padded_width = kernels.padded_width(self.width)
         self.normalize = normalize
@@ -128,10 +128,10 @@ def spans(programs: int, column_tiles: int, at_a_time: int) -> int:
     return max(busy, key=lambda s: (busy[s], -s))
 
 
-def _operands(dtype: torch.dtype, exact: bool) -> str:
+def _operands(dtype: torch.dtype, precision: str) -> str:
     """float32 is exact by default (two float16 an entry); "high" and "medium" give it one, which is TF32's accuracy."""
     if dtype == torch.float64:
         return DOUBLE
-    if dtype == torch.float32 and (exact or torch.get_float32_matmul_precision() == "highest"):
+    if dtype == torch.float32 and precision == "highest":
         return SPLIT
     return HALF

@@ -11,20 +11,21 @@ from ssl_kernels.backends.gpu.passes import add_scale, combine, finish, receive,
 
 
 def self_lse(
-    kernels: Kernels, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    kernels: Kernels, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int, normalize: bool,
+    coarse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     with on_device(x[0]):
-        p = Problem(kernels, scale, multiplier, period, normalize, x)
+        p = Problem(kernels, scale, multiplier, period, normalize, x, precision="high" if coarse else None)
         sums, _ = sum_negatives(p)
         return combine(p, p.x, p.y, period, sums, p.empty(p.x.rows // period - 1, p.x.rows))
 
 
 def self_lse_backward(
     kernels: Kernels, dneg: Tensor, dpos: Tensor, x: list[Tensor], scale: Tensor | None, multiplier: float, period: int,
-    normalize: bool, neg: Tensor, top: Tensor,
+    normalize: bool, neg: Tensor, top: Tensor, coarse: bool = False,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     with on_device(x[0]):
-        p = Problem(kernels, scale, multiplier, period, normalize, x)
+        p = Problem(kernels, scale, multiplier, period, normalize, x, precision="high" if coarse else None)
         p.find_largest()
         weights, _, unit = weigh(p, (neg, top, dneg))
         received = receive(p, p.x, p.y, period, weights, weights)

@@ -18,7 +18,7 @@ def _twins(rows: int, period: int, device: torch.device) -> Tensor:
     return (torch.arange(rows, device=device)[None, :] + offsets) % rows
 
 
-def self_lse(x, scale, multiplier, period, normalize):
+def self_lse(x, scale, multiplier, period, normalize, coarse=False):
     z, _ = unit(x, normalize)
     s = z @ z.T * as_factor(scale, multiplier, z)
     rows = len(s)
@@ -29,7 +29,7 @@ def self_lse(x, scale, multiplier, period, normalize):
     return neg - top, pos - top, top
 
 
-def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top):
+def self_lse_backward(dneg, dpos, x, scale, multiplier, period, normalize, neg, top, coarse=False):
     z, n = unit(x, normalize)
     factor = as_factor(scale, multiplier, z)
     s = z @ z.T * factor
