@@ -106,7 +106,7 @@ def test_coarse_is_high_for_one_call(place, dtype):
     if dtype != torch.float32 or exactly:
         assert all(map(torch.equal, coarse, exact))
     else:
-        assert not any(map(torch.equal, coarse, exact))
+        assert not torch.equal(coarse[-1], exact[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

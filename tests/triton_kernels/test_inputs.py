@@ -140,7 +140,7 @@ def test_coarse_is_high_for_one_call():
     with matmul_precision("high"):
         high = run()
     assert all(map(torch.equal, coarse, high))
-    assert not any(map(torch.equal, coarse, exact))
+    assert not torch.equal(coarse[-1], exact[-1])
 
 
 @pytest.mark.parametrize("temperature", [0.1, torch.tensor(0.02, requires_grad=True)], ids=["float", "learnt"])
