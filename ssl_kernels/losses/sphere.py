@@ -25,10 +25,11 @@ def unit_rows(x: Sequence[Tensor]) -> Tensor:
 class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *x):
-        z = torch.cat([t.to(accumulate_dtype(t.dtype)) for t in x])
+        wide = [t.to(accumulate_dtype(t.dtype)) for t in x]
+        z = torch.cat(wide) if len(wide) > 1 else wide[0]
         norms = torch.linalg.vector_norm(z, dim=1, keepdim=True)
         ctx.save_for_backward(norms, *x)
-        return z.div_(norms.clamp_min(EPS))
+        return z / norms.clamp_min(EPS)  # not in place: compiled by torch 2.11 that has no gradient, without a word
 
     @staticmethod
     def backward(ctx, g):

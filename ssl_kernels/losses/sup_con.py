@@ -42,6 +42,9 @@ __all__ = ["SupConLoss", "sup_con_loss", "sup_con_reference"]
 
 FORMS = ("out", "in", "pairs")
 
+# So many rows of 16 bits are multiplied as such; of fewer, a loss that nearly vanishes would keep the rounding.
+MANY = 512
+
 
 def sup_con_loss(
     features: Tensor | Sequence[Tensor],
@@ -82,7 +85,7 @@ def sup_con_loss(
     z = unit_rows(views) if normalize else torch.cat([v.to(accumulate_dtype(v.dtype)) for v in views])
     factor, classes = as_factor(scale, multiplier, z), dense_classes(labels)
     if form == "out":
-        coarse = views[0].dtype in (torch.float16, torch.bfloat16)
+        coarse = views[0].dtype in (torch.float16, torch.bfloat16) and len(z) >= MANY
         return _out(z, classes, factor, scale, multiplier, coarse, backend)
     positives = class_sizes(classes)[classes] - 1
     if form == "pairs":

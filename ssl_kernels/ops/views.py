@@ -82,7 +82,7 @@ def view_cross_entropy_sum(
     Not in float16: its gradients must be formed after a gradient scaler has scaled the loss, lest they vanish.
     """
     rows = [*student, *teacher]
-    at_once = bool(rows) and all(t.device.type == "cpu" and t.dtype != torch.float16 for t in rows)
+    at_once = len(rows) > 0 and all(t.device.type == "cpu" and t.dtype != torch.float16 for t in rows)
     at_once = at_once and torch.is_grad_enabled() and any(t.requires_grad for t in student)
     if not at_once or (teacher_temp is None and any(t.requires_grad for t in teacher)):
         value = view_cross_entropy(
