@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssl_kernels import backends, testing
 from ssl_kernels.losses import SPECS
-from ssl_kernels.testing import Case, check
+from ssl_kernels.testing import Case, check, evaluate
 
 BACKENDS = [name for name in testing.backends_for("cpu") if backends.status()[name] is None]
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +80,10 @@ def of_form_in(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
     return inputs | {"form": "in"}
 
 
+def of_form_pairs(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
+    return inputs | {"form": "pairs"}
+
+
 def in_few_classes(inputs: Inputs, like: Callable[[int], Tensor], k: int) -> Inputs:
     return inputs | {"labels": inputs["labels"] % k - 1}
 
@@ -88,7 +92,7 @@ TWISTS: dict[str, tuple[Callable[..., Inputs], ...]] = {
     "clip": (among_other_texts, with_hard_negatives, with_ids),
     "siglip": (among_other_texts,),
     "info_nce": (among_other_keys, with_negatives_of_its_own),
-    "sup_con": (of_form_in, in_few_classes),
+    "sup_con": (of_form_in, of_form_pairs, in_few_classes),
 }
 
 
@@ -175,6 +179,18 @@ def test_random_cases(chunk, chunk_size, request):
     assert tried >= chunk_size
     if cache:
         cache.set(passed, True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("name", "twist"), [(n, t) for n, twists in TWISTS.items() for t in twists])
+def test_these_arguments_compile_in_one_graph(name, twist, backend):
+    case = Case(name, backend, "cpu", torch.float32, 12, 20, 0.1)
+    inputs = twisted(twist, Drawn(case, 0, True, frozenset(), {}, None))
+    torch._dynamo.reset()
+    compiled = torch.compile(case.fused, fullgraph=True, backend="aot_eager")
+    expected, got = (evaluate(function, inputs, case.spec.asking) for function in (case.fused, compiled))
+    for result in expected.names:
+        torch.testing.assert_close(got[result], expected[result])
 
 
 def fingerprint() -> str:

@@ -97,11 +97,11 @@ BLOCK = 1 << 22  # entries that are there at a time, 16 MiB in float32
 class _PositivesAndNegatives(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, factor, classes):
-        pos, neg = z.new_empty(len(z)), z.new_empty(len(z))
-        for rows, products, positive, negative in _blocks(z, classes):
+        of_blocks = []
+        for _, products, positive, negative in _blocks(z, classes):
             s = products * factor.to(z.dtype)
-            pos[rows] = s.masked_fill(~positive, float("-inf")).logsumexp(1)
-            neg[rows] = s.masked_fill(~negative, float("-inf")).logsumexp(1)
+            of_blocks.append([s.masked_fill(~mask, float("-inf")).logsumexp(1) for mask in (positive, negative)])
+        pos, neg = map(torch.cat, zip(*of_blocks, strict=True))
         ctx.save_for_backward(z, factor, classes, pos, neg)
         return pos, neg
 
@@ -119,11 +119,12 @@ class _PositivesAndNegatives(torch.autograd.Function):
 class _PairTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, factor, classes):
-        terms, neg = z.new_empty(len(z)), z.new_empty(len(z))
-        for rows, products, positive, negative in _blocks(z, classes):
+        of_blocks = []
+        for _, products, positive, negative in _blocks(z, classes):
             s = products * factor.to(z.dtype)
-            neg[rows] = s.masked_fill(~negative, float("-inf")).logsumexp(1)
-            terms[rows] = F.softplus(neg[rows, None] - s, 1.0, 40.0).masked_fill(~positive, 0.0).sum(1)
+            neg = s.masked_fill(~negative, float("-inf")).logsumexp(1)
+            of_blocks.append([F.softplus(neg[:, None] - s, 1.0, 40.0).masked_fill(~positive, 0.0).sum(1), neg])
+        terms, neg = map(torch.cat, zip(*of_blocks, strict=True))
         ctx.save_for_backward(z, factor, classes, neg)
         return terms
 
@@ -155,11 +156,10 @@ def _gradients(entries: Callable[..., Tensor], classes: Tensor, z: Tensor, facto
 def _blocks(z: Tensor, classes: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Rows, their products with all rows, and which of these are of the same class, the row itself apart, and not."""
     step = max(1, BLOCK // len(z))
+    i = torch.arange(len(z), device=z.device)
     for first in range(0, len(z), step):
         rows = slice(first, min(first + step, len(z)))
         with torch.autocast(z.device.type, enabled=False):
             products = z[rows] @ z.T
         same = classes[rows, None] == classes
-        positive = same.clone()
-        positive[:, rows].fill_diagonal_(False)
-        yield rows, products, positive, ~same
+        yield rows, products, same & (i[rows, None] != i), ~same
